@@ -1,0 +1,62 @@
+"""The errors a user can meet, each with the exit code its command ends with.
+
+0   finished
+1   crash: a defect of the program, shown with its traceback
+2   the recipe, or a check made before work began, refuses the run
+3   the data refuses: missing, damaged or not what the recipe says
+4   training diverged
+75  stopped on request with everything saved; the same command goes on
+130 interrupted from the keyboard
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+
+class PipelineError(Exception):
+    """A foreseen failure: one message that says what was found, expected, and to be done."""
+
+    exit_code = 1
+
+
+class RecipeError(PipelineError):
+    """The recipe, the command line or the state of the output folders refuses the run."""
+
+    exit_code = 2
+
+
+class DataError(PipelineError):
+    """Source text, shards, tokenizer or manifest are missing, damaged or of another kind."""
+
+    exit_code = 3
+
+
+class Diverged(PipelineError):
+    """The loss is no longer a number worth training on."""
+
+    exit_code = 4
+
+
+class StoppedAndSaved(PipelineError):
+    """A stop was asked for and the state is on disk; 75 is EX_TEMPFAIL, 'try again later'."""
+
+    exit_code = 75
+
+
+def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Run `main` on `argv` (default: the command line) and return the process exit code.
+
+    Foreseen failures become one `error:` line on stderr; any other exception is a defect and
+    passes through with its traceback.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return main(arguments) or 0
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,164 @@
+"""Manifests: what a stage read, wrote and was asked for, so that it can be trusted or redone.
+
+A manifest is a JSON file written last in its folder. It records every input and output with
+size, modification time and sha256, and a hash of the recipe sections the stage depends on.
+Files appear whole or not at all: they are written beside their place and renamed into it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import DataError
+
+
+def write_atomic(path: Path | str, data: bytes | str) -> None:
+    """Write `data` (text as UTF-8) to `path`, which is never seen half written."""
+    path = Path(path)
+    beside = path.with_name(path.name + ".tmp")
+    with open(beside, "wb") as stream:
+        stream.write(data.encode() if isinstance(data, str) else data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(beside, path)
+
+
+def sha256_file(path: Path | str) -> str:
+    """The sha256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file as it was: size in bytes, modification time in nanoseconds, sha256 in hex."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path | str, relative_to: Path | None = None) -> FileRecord:
+        """Record the file at `path`; its name is kept relative to `relative_to` when given."""
+        path = Path(path)
+        name = path.relative_to(relative_to).as_posix() if relative_to else str(path)
+        status = path.stat()
+        return cls(name, status.st_size, status.st_mtime_ns, sha256_file(path))
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> FileRecord:
+        """The record in a manifest entry, which may hold more; DataError when a field lacks."""
+        try:
+            return cls(**{name: record[name] for name in cls.__dataclass_fields__})
+        except (KeyError, TypeError):
+            hint = "the manifest was altered: run its stage again"
+            raise DataError(f"manifest entry {record!r:.80} is no file record; {hint}") from None
+
+    def problem(self, root: Path | None = None, verify: bool = False) -> str | None:
+        """None when the file is unchanged, else a sentence saying how it differs.
+
+        Equal size and modification time are trusted unless `verify`; when only the time
+        differs (a copy, a checkout) the content decides.
+        """
+        path = (root or Path()) / self.path
+        if not path.is_file():
+            return f"{self.path} is missing"
+        status = path.stat()
+        if status.st_size != self.size:
+            return f"{self.path}: {status.st_size} bytes, {self.size} were recorded"
+        if status.st_mtime_ns == self.mtime_ns and not verify:
+            return None
+        return None if sha256_file(path) == self.sha256 else f"{self.path}: sha256 differs"
+
+
+def write_manifest(path: Path | str, manifest: dict[str, Any]) -> None:
+    """Write a manifest as indented JSON; call it after everything it vouches for."""
+    write_atomic(path, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_manifest(path: Path | str) -> dict[str, Any]:
+    """Read a manifest; DataError when it is missing or not a JSON object."""
+    try:
+        manifest = json.loads(Path(path).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{path} is missing: the stage that writes it has not finished") from None
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}): run its stage again") from None
+    if not isinstance(manifest, dict):
+        raise DataError(f"{path} holds {type(manifest).__name__}, expected a JSON object")
+    return manifest
+
+
+def recipe_hash(*sections: Any) -> str:
+    """sha256 in hex of recipe sections (pydantic models or plain values), key order aside."""
+    plain = [s.model_dump(mode="json") if hasattr(s, "model_dump") else s for s in sections]
+    text = json.dumps(plain, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def versions(*distributions: str) -> dict[str, str | None]:
+    """Installed versions by distribution name, None when absent; nothing is imported."""
+    found: dict[str, str | None] = {}
+    for name in distributions:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def stage_manifest(
+    stage: str,
+    recipe_hash: str,
+    inputs: Sequence[FileRecord],
+    outputs: Sequence[FileRecord],
+    **extra: Any,
+) -> dict[str, Any]:
+    """The manifest of a finished stage, in the layout `stage_is_current` reads."""
+    return {
+        "stage": stage,
+        "recipe_hash": recipe_hash,
+        **extra,
+        "inputs": [asdict(record) for record in inputs],
+        "outputs": [asdict(record) for record in outputs],
+    }
+
+
+def stage_is_current(
+    manifest_path: Path, recipe_hash: str, inputs: Sequence[Path], verify: bool = False
+) -> str | None:
+    """None when the stage need not run again, else the reason why it must.
+
+    Inputs are named as they were when recorded, outputs relative to the manifest's folder.
+    """
+    if not manifest_path.is_file():
+        return "never ran"
+    try:
+        manifest = read_manifest(manifest_path)
+    except DataError as error:
+        return str(error)
+    if manifest.get("recipe_hash") != recipe_hash:
+        return "recipe changed"
+    recorded = {r["path"]: FileRecord.from_json(r) for r in manifest.get("inputs", [])}
+    named = {str(path) for path in inputs}
+    if different := sorted(named.symmetric_difference(recorded)):
+        change = "is new" if different[0] in named else "is no longer read"
+        return f"input {different[0]} {change}"
+    for record in recorded.values():
+        if problem := record.problem(None, verify):
+            return f"input changed: {problem}"
+    for entry in manifest.get("outputs", []):
+        if problem := FileRecord.from_json(entry).problem(manifest_path.parent, verify):
+            return f"output changed: {problem}"
+    return None

@@ -1,0 +1,20 @@
+"""`Section`: the base of every recipe section, and the names a recipe may hold.
+
+Sections are strict: unknown keys, strings for numbers and floats for integers are refused,
+because a silently converted or ignored setting is a wrong experiment.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+SECTION_NAMES = (
+    "run", "data", "tokenizer", "model", "head", "sparsity", "batch", "optim", "precision",
+    "engine", "checkpoint", "eval", "export", "finetune", "report", "grid",
+)  # fmt: skip
+
+
+class Section(BaseModel):
+    """A frozen, strict recipe section; an integer is accepted where a float is expected."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)

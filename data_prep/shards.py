@@ -1,0 +1,250 @@
+"""Token shards: the one place that knows the bytes of the format.
+
+A shard is a 256-byte little-endian header, token ids, padding to 8 bytes, document ends and
+reset offsets (uint64 each, counted in tokens from the start of the shard). Documents never
+straddle shards. `docs/data-format.md` describes the same for other programs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .errors import DataError
+from .manifest import FileRecord, read_manifest, write_atomic
+from .tokenizers import Tokenizer, load_tokenizer
+
+MAGIC = b"LMSHARD1"
+VERSION = 1
+HEADER_BYTES = 256
+_HEADER = struct.Struct("<8sIIQQQQ32s32s")
+_HASH_BELOW_BYTES = 2**30  # up to here a full check costs seconds, so it is always made
+_DTYPES: dict[int, np.dtype[Any]] = {n: np.dtype(f"<u{n}") for n in (1, 2, 4)}
+
+
+class Header(NamedTuple):
+    """The fields of a shard's header, in file order."""
+
+    magic: bytes
+    version: int
+    itemsize: int
+    vocab_size: int
+    tokens: int
+    documents: int
+    resets: int
+    tokenizer_fingerprint: bytes
+    payload_sha256: bytes
+
+    @property
+    def ends_at(self) -> int:
+        """Where document ends begin, in bytes; the file ends after them and the resets."""
+        return HEADER_BYTES + -(-self.tokens * self.itemsize // 8) * 8
+
+
+class ShardWriter:
+    """Writes the documents of one split; a shard closes after the one that fills it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        tokenizer_fingerprint: str,
+        vocab_size: int,
+        id_dtype: np.dtype[Any],
+        shard_tokens: int,
+    ) -> None:
+        self._folder, self._split = folder, split
+        self._fingerprint = bytes.fromhex(tokenizer_fingerprint)
+        self._vocab_size, self._shard_tokens = vocab_size, shard_tokens
+        self._dtype = np.dtype(id_dtype).newbyteorder("<")
+        self._written: list[dict[str, Any]] = []
+        self._reset_due = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._ids: list[np.ndarray] = []
+        self._ends: list[int] = []
+        self._resets: list[int] = []
+        self._tokens = 0
+
+    def add(self, ids: np.ndarray, reset: bool) -> None:
+        """Append a document; `reset` asks for a zeroed recurrent state before its first token.
+
+        DataError when an id is not below the vocabulary's size.
+        """
+        if len(ids) and int(ids.max()) >= self._vocab_size:
+            what = f"token id {int(ids.max())} for a vocabulary of {self._vocab_size}"
+            raise DataError(f"split {self._split}: {what}; tokenizer and recipe disagree")
+        # An empty document has no token to reset before: the next one takes the reset over.
+        self._reset_due = self._reset_due or reset
+        if self._reset_due and len(ids):
+            self._resets.append(self._tokens)
+            self._reset_due = False
+        self._ids.append(np.asarray(ids, self._dtype))
+        self._tokens += len(ids)
+        self._ends.append(self._tokens)
+        if self._tokens >= self._shard_tokens:
+            self._flush()
+
+    def close(self) -> list[dict[str, Any]]:
+        """Write what is left; returns a FileRecord with tokens, documents, resets per shard."""
+        if self._ends:
+            self._flush()
+        return self._written
+
+    def _flush(self) -> None:
+        ids = np.concatenate(self._ids).tobytes()
+        ends = np.array(self._ends, "<u8").tobytes()
+        resets = np.array(self._resets, "<u8").tobytes()
+        payload = b"".join([ids, bytes(-len(ids) % 8), ends, resets])
+        sizes = (self._tokens, len(self._ends), len(self._resets))
+        fixed = (MAGIC, VERSION, self._dtype.itemsize, self._vocab_size)
+        header = Header(*fixed, *sizes, self._fingerprint, hashlib.sha256(payload).digest())
+        path = self._folder / f"{self._split}-{len(self._written):05d}.shard"
+        write_atomic(path, _HEADER.pack(*header).ljust(HEADER_BYTES, b"\0") + payload)
+        counts = zip(("tokens", "documents", "resets"), sizes, strict=True)
+        self._written.append(asdict(FileRecord.of(path, self._folder)) | dict(counts))
+        self._begin()
+
+
+def read_header(path: Path) -> Header:
+    """A shard's header; DataError when the file is not a whole shard of this version."""
+    try:
+        with open(path, "rb") as stream:
+            raw = stream.read(HEADER_BYTES)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; run prepare again or restore it") from None
+    if len(raw) < HEADER_BYTES or not raw.startswith(MAGIC):
+        raise DataError(f"{path} is not a shard: it begins {raw[:8]!r}, expected {MAGIC!r}")
+    header = Header._make(_HEADER.unpack_from(raw))
+    if header.version != VERSION or header.itemsize not in _DTYPES:
+        found = f"version {header.version}, {header.itemsize} bytes an id"
+        raise DataError(f"{path}: {found}; expected version {VERSION}: run prepare again")
+    expected, size = header.ends_at + 8 * (header.documents + header.resets), path.stat().st_size
+    if size != expected:
+        found = f"{size} bytes, its header implies {expected}"
+        raise DataError(f"{path}: {found}; the shard was cut short or altered")
+    return header
+
+
+class Split:
+    """One split as a single stream of tokens, memory-mapped from its shards."""
+
+    def __init__(self, name: str, entry: dict[str, Any], vocab_size: int) -> None:
+        self.name, self.vocab_size = name, vocab_size
+        self.documents: int = entry["documents"]
+        self.bytes: int = entry["bytes"]  # of cleaned text as UTF-8, without framing
+        self.characters: int = entry["characters"]
+        self.dtype: np.dtype[Any] = np.dtype("u1")
+        self._ids: list[np.ndarray] = []
+        self._ends: list[np.ndarray] = []
+        self._resets: list[np.ndarray] = []
+
+    @classmethod
+    def open(cls, folder: Path, name: str, manifest: dict[str, Any]) -> Split:
+        """Map the shards that the manifest lists; DataError when one disagrees with it."""
+        if name not in manifest["splits"]:
+            raise DataError(f"{folder}: no split {name!r}; there are {list(manifest['splits'])}")
+        entry, tokenizer = manifest["splits"][name], manifest["tokenizer"]
+        split = cls(name, entry, tokenizer["vocab_size"])
+        for shard in entry["shards"]:
+            split._map(folder / shard["path"], tokenizer["fingerprint"])
+        split._join()
+        if split.tokens != entry["tokens"]:
+            what = f"{split.tokens} tokens, its manifest says {entry['tokens']}"
+            raise DataError(f"{folder}, split {name}: {what}; run prepare again")
+        return split
+
+    def _map(self, path: Path, fingerprint: str) -> None:
+        header = read_header(path)
+        found = header.tokenizer_fingerprint.hex()
+        if (found, header.vocab_size) != (fingerprint, self.vocab_size):
+            wanted = f"the manifest names {fingerprint[:12]} of {self.vocab_size}"
+            found = f"tokenizer {found[:12]} of {header.vocab_size} ids"
+            raise DataError(f"{path}: written with {found}, {wanted}; run prepare again")
+        self.dtype = _DTYPES[header.itemsize]
+        raw = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
+        ids = raw[HEADER_BYTES : HEADER_BYTES + header.tokens * header.itemsize]
+        offsets = raw[header.ends_at :].view("<u8")
+        self._ids.append(ids.view(self.dtype))
+        self._ends.append(offsets[: header.documents])
+        self._resets.append(offsets[header.documents :])
+
+    def _join(self) -> None:
+        self._starts = np.array([0, *accumulate(map(len, self._ids))], np.int64)
+        self.tokens = int(self._starts[-1])
+        self.document_ends = self._shifted(self._ends)
+        self.resets = self._shifted(self._resets)
+
+    def _shifted(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """Offsets within shards as offsets within the split."""
+        moved = [p.astype(np.int64) + s for p, s in zip(parts, self._starts, strict=False)]
+        return np.concatenate([np.empty(0, np.int64), *moved])
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """A copy of the ids from `start` to before `stop`; IndexError outside the split."""
+        if not 0 <= start <= stop <= self.tokens:
+            raise IndexError(f"tokens {start}:{stop} of split {self.name} of {self.tokens}")
+        out, at = np.empty(stop - start, self.dtype), start
+        while at < stop:
+            shard = int(np.searchsorted(self._starts, at, "right")) - 1
+            base = int(self._starts[shard])
+            until = min(stop, base + len(self._ids[shard]))
+            out[at - start : until - start] = self._ids[shard][at - base : until - base]
+            at = until
+        return out
+
+
+class Prepared:
+    """A finished prepared folder; `fingerprint` is a sha256 over the hashes of all shards."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder, self.manifest = folder, manifest
+        self.tokenizer_fingerprint: str = manifest["tokenizer"]["fingerprint"]
+        self.vocab_size: int = manifest["tokenizer"]["vocab_size"]
+        shards = [s for split in manifest["splits"].values() for s in split["shards"]]
+        listing = "".join(f"{s['path']} {s['sha256']}\n" for s in shards)
+        self.fingerprint = hashlib.sha256(listing.encode()).hexdigest()
+
+    @classmethod
+    def open(cls, folder: Path | str, verify: bool | None = None) -> Prepared:
+        """Open a prepared folder and check every file its manifest lists.
+
+        `verify` hashes all content, False trusts size and modification time; None hashes when
+        there is less than 1 GiB. DataError when anything is missing or altered.
+        """
+        folder = Path(folder)
+        if not (folder / "manifest.json").is_file():
+            hint = "no manifest.json; run `python -m data_prep prepare RECIPE`"
+            raise DataError(f"{folder} holds no prepared data: {hint}")
+        manifest = read_manifest(folder / "manifest.json")
+        if manifest.get("stage") != "prepare" or manifest.get("format") != 1:
+            found = f"stage {manifest.get('stage')!r}, format {manifest.get('format')!r}"
+            raise DataError(f"{folder}: manifest of {found}; expected 'prepare', format 1")
+        records = [FileRecord.from_json(entry) for entry in manifest["outputs"]]
+        if verify is None:
+            verify = sum(record.size for record in records) < _HASH_BELOW_BYTES
+        for record in records:
+            if problem := record.problem(folder, verify):
+                raise DataError(f"{folder}: {problem}; restore the file or run prepare again")
+        return cls(folder, manifest)
+
+    def split(self, name: str) -> Split:
+        """The split `train`, `validation` or `test`."""
+        return Split.open(self.folder, name, self.manifest)
+
+    def tokenizer(self) -> Tokenizer:
+        """The folder's tokenizer; DataError when it is not the one that made the shards."""
+        tokenizer = load_tokenizer(self.folder / self.manifest["tokenizer"]["folder"])
+        if tokenizer.fingerprint != self.tokenizer_fingerprint:
+            found = f"tokenizer {tokenizer.fingerprint[:12]}, shards of"
+            wanted = f"{self.tokenizer_fingerprint[:12]}; restore it or run prepare again"
+            raise DataError(f"{self.folder}: {found} {wanted}")
+        return tokenizer

@@ -1,0 +1,1 @@
+"""The torch side: recipe, data order, models, heads, sparsity, optimizers, training and what follows it."""

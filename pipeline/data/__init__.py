@@ -1,0 +1,1 @@
+"""Data order and loading: which tokens a global instance number stands for."""

@@ -1,0 +1,132 @@
+"""Batches by number: `loader.at(clock.instances)` gives this rank's rows of that global batch.
+
+A batch is a pure function of the clock, so there is no iterator state to save. The next batch is
+read ahead on a thread while the device works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_prep.shards import Split
+from pipeline.data.order import LaneOrder, ShuffledOrder, rank_rows
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows of one forward pass. All tensors are (B, T); `rows` are places in this rank's state."""
+
+    inputs: Tensor  # int64
+    targets: Tensor  # int64, the next token
+    weights: Tensor  # float32, 0 for padding
+    resets: Tensor | None  # bool, True where a recurrent state is zeroed before the token
+    rows: slice
+
+    def to(self, device: torch.device) -> MicroBatch:
+        move = lambda t: None if t is None else t.to(device, non_blocking=True)  # noqa: E731
+        return MicroBatch(
+            move(self.inputs), move(self.targets), move(self.weights), move(self.resets), self.rows
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's share of one global batch, and the token count of the whole of it."""
+
+    micro_batches: list[MicroBatch]
+    global_tokens: int
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return iter(self.micro_batches)
+
+
+class Loader:
+    """Reads global batches of a split by instance number."""
+
+    def __init__(
+        self,
+        split: Split,
+        order: ShuffledOrder | LaneOrder,
+        global_batch: int,
+        micro_batch: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.order = order
+        self.global_batch = global_batch
+        self._split = split
+        self._micro = micro_batch
+        self._rows = rank_rows(global_batch, rank, world_size)
+        self._ahead: tuple[int, Future[Batch]] | None = None
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
+
+    def at(self, instance: int) -> Batch:
+        """The global batch that begins at `instance`; starts reading the one after it."""
+        if self._ahead is not None and self._ahead[0] == instance:
+            batch = self._ahead[1].result()
+        else:
+            batch = self._read(instance)
+        following = instance + self.global_batch
+        self._ahead = (following, self._reader.submit(self._read, following))
+        return batch
+
+    def close(self) -> None:
+        self._reader.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, instance: int) -> Batch:
+        numbers = instance + np.arange(self._rows.start, self._rows.stop, dtype=np.int64)
+        starts = self.order.starts(numbers)
+        tokens = read_windows(self._split, starts, self.order.window)
+        resets = None
+        if isinstance(self.order, LaneOrder):
+            resets = reset_mask(self._split, starts, self.order.window)
+            resets[:, 0] |= self.order.starts_epoch(numbers)
+        micro_batches = [
+            micro_batch(tokens, resets, slice(first, first + self._micro))
+            for first in range(0, len(numbers), self._micro)
+        ]
+        return Batch(micro_batches, self.global_batch * self.order.window)
+
+
+def micro_batch(tokens: np.ndarray, resets: np.ndarray | None, rows: slice) -> MicroBatch:
+    """Inputs and targets of some rows of (B, T + 1) tokens, nothing padded."""
+    ids = torch.from_numpy(tokens[rows].astype(np.int64))
+    return MicroBatch(
+        inputs=ids[:, :-1].contiguous(),
+        targets=ids[:, 1:].contiguous(),
+        weights=torch.ones(ids.shape[0], ids.shape[1] - 1),
+        resets=None if resets is None else torch.from_numpy(resets[rows]),
+        rows=rows,
+    )
+
+
+def read_windows(split: Split, starts: np.ndarray, window: int) -> np.ndarray:
+    """(B, window + 1) ids from each start on; a window that passes the end goes on at the start."""
+    out = np.empty((len(starts), window + 1), dtype=split.dtype)
+    for row, start in enumerate(starts.tolist()):
+        stop = start + window + 1
+        inside = split.read(start, min(stop, split.tokens))
+        out[row, : len(inside)] = inside
+        if stop > split.tokens:
+            out[row, len(inside) :] = split.read(0, stop - split.tokens)
+    return out
+
+
+def reset_mask(split: Split, starts: np.ndarray, window: int) -> np.ndarray:
+    """(B, window) bool: True where a reset point of the stream lies, its beginning included."""
+    mask = np.zeros((len(starts), window), dtype=bool)
+    for row, start in enumerate(starts.tolist()):
+        first, last = np.searchsorted(split.resets, [start, start + window])
+        mask[row, split.resets[first:last] - start] = True
+        over = start + window - split.tokens
+        if over > 0:
+            wrapped = split.resets[: np.searchsorted(split.resets, over)]
+            mask[row, wrapped + (split.tokens - start)] = True
+            mask[row, split.tokens - start] = True
+    return mask

@@ -1,0 +1,89 @@
+"""Texts with a label or a rating, from CSV or JSON lines, plain, .gz or .xz."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_prep.clean import clean
+from data_prep.errors import DataError
+from data_prep.recipe.data import CleanConfig, TextSource
+from data_prep.sources import read_documents
+
+
+class Labelled(NamedTuple):
+    """A cleaned text, its label as the file has it, and where it stands."""
+
+    text: str
+    label: Any
+    place: str
+
+
+def read_labelled(
+    path: Path | str, text_field: str, label_field: str, cleaning: CleanConfig
+) -> list[Labelled]:
+    """The texts of a file that are left after cleaning, with their labels.
+
+    DataError names the line when the file is missing or damaged, is neither CSV nor JSON lines, or
+    a row lacks one of the fields.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path} does not exist (seen from {Path.cwd()}): correct the path")
+    content = _content(path)
+    kind = path.name.removesuffix(".gz").removesuffix(".xz").rpartition(".")[2]
+    if kind == "csv":
+        rows = _csv(path, content)
+    elif kind in ("jsonl", "json"):
+        rows = _jsonl(path, content)
+    else:
+        raise DataError(f"{path}: labelled text is read from .csv or .jsonl files, plain, .gz or .xz")
+    found = []
+    for line, row in rows:
+        place = f"{path}, line {line}"
+        for field in (text_field, label_field):
+            if row.get(field) is None:
+                fields = ", ".join(map(str, row)) or "none"
+                raise DataError(f"{place}: no field {field!r}; the fields there are: {fields}")
+        if not isinstance(row[text_field], str):
+            raise DataError(f"{place}: {text_field!r} holds {row[text_field]!r:.40}, expected text")
+        text = clean(row[text_field], cleaning, Counter())
+        if text:
+            found.append(Labelled(text, row[label_field], place))
+    return found
+
+
+def _content(path: Path) -> str:
+    whole_file = TextSource(kind="text", path=glob.escape(str(path)), document="file")
+    return "".join(document.text for document in read_documents(whole_file))
+
+
+def _jsonl(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(content.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: a JSON {type(row).__name__}, expected an object")
+        yield number, row
+
+
+def _csv(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, is less than a long document
+    rows = csv.DictReader(io.StringIO(content, newline=""), strict=True)
+    try:
+        for row in rows:
+            if None in row:
+                raise DataError(f"{path}, line {rows.line_num}: more fields than the header names")
+            yield rows.line_num, row
+    except csv.Error as error:
+        raise DataError(f"{path}, line {rows.line_num}: not CSV ({error})") from None

@@ -1,0 +1,102 @@
+"""An exported model with its tokenizer: log-probabilities and one vector per text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM
+
+from data_prep.errors import DataError
+from data_prep.tokenizers import Tokenizer, load_tokenizer
+from pipeline.evaluate.pooling import Framing, PooledRows, pooled, position_limit
+from pipeline.export.register import register_models
+
+
+class LanguageModel:
+    """A causal language model in eval mode; `position_limit` is None when it reads without end."""
+
+    def __init__(self, model: Any, tokenizer: Tokenizer, device: torch.device) -> None:
+        self.model = model.to(device).eval()
+        self.tokenizer = tokenizer
+        self.device = device
+        self.framing = Framing(model, tokenizer)
+        self.recurrent = self.framing.recurrent
+        self.position_limit = None if self.recurrent else position_limit(model.config)
+
+    @classmethod
+    def load(cls, folder: Path | str, device: str | torch.device | None = None) -> LanguageModel:
+        """Load an export in fp32; `device` None takes a GPU when there is one.
+
+        DataError when the folder is missing, is a checkpoint, or is no export.
+        """
+        folder = Path(folder)
+        _check_export(folder)
+        register_models()
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(model, load_tokenizer(folder), torch.device(name))
+
+    @torch.no_grad()
+    def nll(
+        self, ids: Tensor, targets: Tensor, state: Tensor | None = None, resets: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Losses (B, T) in nats, fp32, of `targets` after `ids`, and the state to go on with.
+
+        `state` and `resets` (B, T) are for recurrent models only; see `pipeline.protocols.Backbone`.
+        """
+        if self.recurrent:
+            hidden, state = self.model.hidden(ids, state, resets)
+            logits = self.model.lm_head(hidden)
+        else:
+            logits = self.model(input_ids=ids, use_cache=False).logits
+        losses = torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), targets.flatten(), reduction="none"
+        )
+        return losses.view_as(targets), state
+
+    @torch.no_grad()
+    def features(self, texts: Sequence[str], batch_tokens: int = 8192) -> np.ndarray:
+        """One vector per text, (n, d) float32, in the order of `texts`; see `pooling`.
+
+        Texts of similar length are computed together, `batch_tokens` tokens with padding at a time,
+        a longer text alone. A Transformer reads a text up to its last position. DataError when a
+        text is empty.
+        """
+        if "" in texts:
+            raise DataError(f"text {list(texts).index('')} is empty and has no features; remove it")
+        ids = self.framing.encode(texts, self.position_limit)
+        vectors: list[np.ndarray] = [np.empty(0)] * len(ids)
+        with tqdm(total=len(ids), desc="features", unit="text", disable=None) as progress:
+            for members in _batches([len(row) for row in ids], batch_tokens):
+                rows = self.framing.rows([ids[i] for i in members])
+                rows = PooledRows(rows.ids.to(self.device), rows.marks.to(self.device))
+                for i, vector in zip(members, pooled(self.model, rows).cpu().numpy(), strict=True):
+                    vectors[i] = vector
+                progress.update(len(members))
+        return np.stack(vectors).astype(np.float32)
+
+
+def _batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Indices by length, longest first, so that a batch too large for the memory fails at once."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > batch_tokens:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
+def _check_export(folder: Path) -> None:
+    hint = "make an export with `python -m pipeline export RECIPE`"
+    if not folder.is_dir():
+        raise DataError(f"{folder} does not exist: {hint}")
+    if (folder / "trainer.json").is_file() or any(folder.glob("global_step*")):
+        raise DataError(f"{folder} holds a checkpoint, not an exported model: {hint}")
+    if not (folder / "config.json").is_file():
+        raise DataError(f"{folder} holds no config.json, so it is no exported model: {hint}")

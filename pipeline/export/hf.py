@@ -1,0 +1,154 @@
+"""The export stage: a checkpoint becomes a folder of `transformers`, proved before it has a name.
+
+The folder is built as `FOLDER.tmp`, loaded again the way a user would load it, and compared with the
+trained module and its tokenizer. Only then it is renamed; whatever fails leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from data_prep.errors import DataError, RecipeError
+from data_prep.shards import Prepared
+from data_prep.tokenizers import Tokenizer
+from pipeline.export.card import model_card
+from pipeline.export.register import register_models
+from pipeline.export.weights import read_weights
+from pipeline.models import mlstm
+from pipeline.models.build import parameter_count
+from pipeline.recipe import Recipe
+from pipeline.run_folder import RunFolder, StageOutput
+from pipeline.train.checkpoint import find_checkpoint
+from pipeline.train.module import TrainModule, build_module
+from pipeline.train.state import load_tensors, read_trainer
+
+_MLSTM_FILES = ("cell.py", "configuration_mlstm.py", "modeling_mlstm.py")
+_AUTO_MAP = {
+    "AutoConfig": "configuration_mlstm.MLSTMConfig",
+    "AutoModelForCausalLM": "modeling_mlstm.MLSTMForCausalLM",
+}
+_PROBE_TOKENS = 512  # of the validation split, for the comparison with the trained module
+_PROBE_TEXT = "It's a test: 12,345 déjà-vu 😀\n\n  It's   fine.\tEnd"
+
+
+def export_model(recipe: Recipe) -> StageOutput:
+    """Write the export folder of a run's checkpoint.
+
+    RecipeError when the folder exists or there is no checkpoint; DataError when the checkpoint does
+    not belong to this recipe and its prepared data, or when the export does not reproduce the
+    trained model within `export.tolerance` (nats).
+    """
+    started = time.monotonic()
+    folder = recipe.export_folder
+    scratch = folder.with_name(folder.name + ".tmp")
+    for path in (folder, scratch):
+        if path.exists():
+            raise RecipeError(
+                f"{path} exists, and nothing is overwritten: move it away or set export.folder"
+            )
+    checkpoint = find_checkpoint(RunFolder(recipe.run_folder).checkpoints, recipe.export.checkpoint)
+    prepared = Prepared.open(recipe.data.folder)
+    module = load_trained(recipe, prepared, checkpoint)
+    scratch.mkdir(parents=True)
+    try:
+        _write(scratch, module, prepared)
+        card = model_card(recipe, prepared, read_trainer(checkpoint), parameter_count(module))
+        (scratch / "README.md").write_text(card, encoding="utf-8")
+        difference = _prove(scratch, module, recipe, prepared)
+        os.rename(scratch, folder)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    counts = {
+        "checkpoint": checkpoint.name,
+        "parameters": parameter_count(module),
+        "max_log_prob_difference": difference,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    return StageOutput([folder], counts)
+
+
+def load_trained(recipe: Recipe, prepared: Prepared, checkpoint: Path) -> TrainModule:
+    """The trained module on the CPU in fp32 and eval mode; DataError when it does not fit."""
+    found = read_trainer(checkpoint)["tokenizer_fingerprint"]
+    if found != prepared.tokenizer_fingerprint:
+        raise DataError(
+            f"{checkpoint} was trained with tokenizer {found[:12]}, {prepared.folder} holds "
+            f"{prepared.tokenizer_fingerprint[:12]}: set data.folder to the data of the run"
+        )
+    module = build_module(recipe, prepared)
+    try:
+        module.load_state_dict(read_weights(checkpoint), strict=True)
+    except RuntimeError as error:
+        problems = " ".join(str(error).split())
+        hint = "use the recipe of the run (its config.yaml)"
+        raise DataError(f"{checkpoint} does not fit the recipe's model: {problems:.400}; {hint}") from None
+    module.head.load_plugin_state(load_tensors(checkpoint / "plugins" / "head.safetensors"))
+    return module.eval()
+
+
+def _write(folder: Path, module: TrainModule, prepared: Prepared) -> None:
+    """Model, code where it needs some, and tokenizer."""
+    model: Any = module.backbone.causal_lm
+    end = model.config.eos_token_id
+    model.generation_config = GenerationConfig(
+        bos_token_id=end, eos_token_id=end, pad_token_id=end
+    )
+    if module.backbone.recurrent:
+        model.config.auto_map = dict(_AUTO_MAP)
+        for name in _MLSTM_FILES:
+            shutil.copyfile(Path(mlstm.__file__).with_name(name), folder / name)
+    else:
+        model.config.use_cache = True  # off while training, where it would only cost memory
+    model.save_pretrained(folder)
+    shutil.copytree(
+        prepared.folder / prepared.manifest["tokenizer"]["folder"], folder, dirs_exist_ok=True
+    )
+
+
+def _prove(folder: Path, module: TrainModule, recipe: Recipe, prepared: Prepared) -> float:
+    """The largest difference of log-probabilities in nats; DataError above the tolerance."""
+    _prove_tokenizer(folder, prepared.tokenizer())
+    register_models()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = _probe_ids(prepared, recipe.batch.window_tokens)
+    with torch.no_grad():
+        hidden, _ = module.backbone(ids, None, None)
+        expected = module.head.log_prob(hidden)
+        found = model(input_ids=ids).logits.float().log_softmax(dim=-1)
+    difference = float((found - expected).abs().max())
+    # Written so that a NaN is refused too.
+    if not difference <= recipe.export.tolerance:
+        raise DataError(
+            f"the exported model's log-probabilities differ from the trained model's by {difference:g} "
+            f"nats, export.tolerance is {recipe.export.tolerance:g}: nothing was exported"
+        )
+    return difference
+
+
+def _probe_ids(prepared: Prepared, window: int) -> Tensor:
+    """(rows, tokens) from the start of the validation split, in windows as in training."""
+    split = prepared.split("validation")
+    ids = torch.from_numpy(split.read(0, min(split.tokens, _PROBE_TOKENS)).astype("int64"))
+    window = min(window, len(ids))
+    return ids[: len(ids) // window * window].view(-1, window)
+
+
+def _prove_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    framing = len(tokenizer.encode_prompt(""))
+    expected = tokenizer.encode_prompt(_PROBE_TEXT)[framing:].tolist()
+    library = AutoTokenizer.from_pretrained(folder)
+    found = library(_PROBE_TEXT, add_special_tokens=False)["input_ids"]
+    if found != expected:
+        raise DataError(
+            f"AutoTokenizer reads the exported tokenizer differently: {found[:8]}... where the shards "
+            f"were made with {expected[:8]}...: install the transformers version of requirements.txt"
+        )

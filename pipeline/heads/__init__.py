@@ -1,0 +1,1 @@
+"""Output layers: hidden states and targets in, loss out."""

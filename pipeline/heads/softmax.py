@@ -1,0 +1,132 @@
+"""Full softmax with cross-entropy: fp32 logits, never more than a chunk of them at a time.
+
+The gradient is formed while the chunk's logits exist, so no logits are kept for the backward pass:
+peak memory is chunk x vocabulary instead of tokens x vocabulary, at no extra products.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.clock import Clock
+from pipeline.protocols import Head
+
+
+class SoftmaxHead(Head):
+    """Binds the backbone's output matrix; knows the two ways architectures alter their logits."""
+
+    def __init__(
+        self, chunk_tokens: int = 2048, logit_scale: float = 1.0, logit_softcap: float | None = None
+    ) -> None:
+        super().__init__()
+        self.chunk_tokens = chunk_tokens
+        self.logit_scale = logit_scale
+        self.logit_softcap = logit_softcap
+
+    def bind(self, output_weight: Tensor | None, output_bias: Tensor | None = None) -> None:
+        if output_weight is None:
+            raise ValueError("a softmax head needs the backbone's output matrix")
+        # The same Parameter objects, registered here too: ZeRO-3 gathers what a module owns.
+        self.weight = output_weight
+        self.bias = output_bias
+        self.vocab_size, self.width = output_weight.shape
+
+    def loss(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        loss_sum = _ChunkedCrossEntropy.apply(
+            hidden.flatten(0, -2),
+            self.weight,
+            self.bias,
+            targets.flatten(),
+            weights.flatten(),
+            self.chunk_tokens,
+            self.logit_scale,
+            self.logit_softcap,
+        )
+        return loss_sum, weights.sum()
+
+    def log_prob(self, hidden: Tensor) -> Tensor:
+        logits = nn.functional.linear(hidden, self.weight, self.bias).float()
+        return shape_logits(logits, self.logit_scale, self.logit_softcap).log_softmax(dim=-1)
+
+    def flops(self, clock: Clock) -> float:
+        return self.dense_flops()
+
+    def dense_flops(self) -> float:
+        return 2.0 * self.vocab_size * self.width
+
+
+def shape_logits(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """Logits as the architecture wants them: scaled, then soft-capped."""
+    if scale != 1.0:
+        logits = logits * scale
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Sum of weighted cross-entropies; gradients of all inputs are made in the forward pass."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        hidden: Tensor,  # (N, d)
+        weight: Tensor,  # (V, d)
+        bias: Tensor | None,  # (V,)
+        targets: Tensor,  # (N,)
+        weights: Tensor,  # (N,)
+        chunk: int,
+        scale: float,
+        softcap: float | None,
+    ) -> Tensor:
+        train = any(ctx.needs_input_grad[:3])
+        loss_sum = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        d_hidden = torch.empty_like(hidden) if train else None
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if train else None
+        d_bias = torch.zeros_like(bias, dtype=torch.float32) if train and bias is not None else None
+        for first in range(0, hidden.shape[0], chunk):
+            rows = slice(first, first + chunk)
+            logits = nn.functional.linear(hidden[rows], weight, bias).float()
+            shaped = shape_logits(logits, scale, softcap)
+            log_z = shaped.logsumexp(dim=1)
+            picked = shaped.gather(1, targets[rows].unsqueeze(1)).squeeze(1)
+            loss_sum += ((log_z - picked) * weights[rows]).sum()
+            if not train:
+                continue
+            # d loss / d shaped logits = weight * (softmax - one-hot), then back through the shaping.
+            d_logits = (shaped - log_z.unsqueeze(1)).exp_()
+            d_logits[torch.arange(len(picked), device=hidden.device), targets[rows]] -= 1
+            d_logits *= weights[rows].unsqueeze(1)
+            if softcap is not None:
+                d_logits *= 1 - (shaped / softcap) ** 2
+            if scale != 1.0:
+                d_logits *= scale
+            if d_bias is not None:
+                d_bias += d_logits.sum(dim=0)
+            d_logits = d_logits.to(hidden.dtype)
+            d_hidden[rows] = d_logits @ weight
+            _add_product(d_weight, d_logits, hidden[rows])
+        ctx.save_for_backward(d_hidden, d_weight, d_bias)
+        ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
+        return loss_sum
+
+    @staticmethod
+    def backward(ctx: Any, d_loss: Tensor) -> Any:  # type: ignore[override]
+        d_hidden, d_weight, d_bias = ctx.saved_tensors
+        weight_dtype, bias_dtype = ctx.dtypes
+        # The loss scale comes in here, in fp32, before anything is cast down.
+        return (
+            (d_hidden.float() * d_loss).to(d_hidden.dtype),
+            (d_weight * d_loss).to(weight_dtype),
+            None if d_bias is None else (d_bias * d_loss).to(bias_dtype),
+            None, None, None, None, None,
+        )  # fmt: skip
+
+
+def _add_product(total: Tensor, d_logits: Tensor, hidden: Tensor) -> None:
+    """total += d_logits^T hidden, accumulated in fp32 without a second copy where dtypes agree."""
+    if total.dtype == d_logits.dtype:
+        total.addmm_(d_logits.t(), hidden)
+    else:
+        total += (d_logits.t() @ hidden).float()

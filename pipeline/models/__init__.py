@@ -1,0 +1,1 @@
+"""Backbones: inputs and state in, hidden states and state out."""

@@ -1,0 +1,107 @@
+"""The multiplicative LSTM over one window of tokens.
+
+    m_t = (x_t Wmx) * (h_{t-1} Wmh)
+    i, f, o, u = split(x_t Wx + m_t Wh + b)     sigmoid for i, f, o; tanh for u
+    c_t = f * c_{t-1} + i * u                   h_t = o * tanh(c_t)
+
+Krause et al. 2016; weight norm on the four recurrent matrices as in Radford et al. 2017 and Puri et
+al. 2018. The state is carried from window to window by the caller, never kept in here.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class MultiplicativeLSTM(nn.Module):
+    """Stacked layers. State (B, layers, 2, H): c first, then h."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden: int,
+        layers: int = 1,
+        weight_norm: bool = True,
+        forget_bias: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.layers = nn.ModuleList(
+            MultiplicativeLSTMLayer(input_size if i == 0 else hidden, hidden, weight_norm, forget_bias)
+            for i in range(layers)
+        )
+
+    def forward(
+        self, x: Tensor, state: Tensor | None = None, resets: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x (B, T, input) -> hidden states (B, T, H) and the state after the last token.
+
+        `resets` (B, T) bool zeroes the state before a token. The returned state is detached:
+        back-propagation is truncated at the window.
+        """
+        if state is None:
+            state = x.new_zeros(x.shape[0], len(self.layers), 2, self.hidden)
+        states = []
+        for index, layer in enumerate(self.layers):
+            x, last = layer(x, state[:, index], resets)
+            states.append(last)
+        return x, torch.stack(states, dim=1).detach()
+
+
+class MultiplicativeLSTMLayer(nn.Module):
+    """One layer; matrices are (outputs, inputs) as in `nn.Linear`, gates ordered i, f, o, u."""
+
+    def __init__(self, input_size: int, hidden: int, weight_norm: bool, forget_bias: float) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.w_mx = NormedMatrix(hidden, input_size, hidden, weight_norm)
+        self.w_mh = NormedMatrix(hidden, hidden, hidden, weight_norm)
+        self.w_x = NormedMatrix(4 * hidden, input_size, hidden, weight_norm)
+        self.w_h = NormedMatrix(4 * hidden, hidden, hidden, weight_norm)
+        self.bias = nn.Parameter(torch.empty(4 * hidden))
+        bound = 1 / math.sqrt(hidden)
+        nn.init.uniform_(self.bias, -bound, bound)
+        with torch.no_grad():
+            self.bias[hidden : 2 * hidden] += forget_bias
+
+    def forward(self, x: Tensor, state: Tensor, resets: Tensor | None) -> tuple[Tensor, Tensor]:
+        # The products with the input need no recurrence: one for the whole window, time-major.
+        x = x.transpose(0, 1)
+        mx = torch.nn.functional.linear(x, self.w_mx())
+        zx = torch.nn.functional.linear(x, self.w_x(), self.bias)
+        w_mh, w_h = self.w_mh().t(), self.w_h().t()
+        keep = None if resets is None else (~resets).t().unsqueeze(-1).to(x.dtype).unbind(0)
+        c, h = state.unbind(1)
+        outputs = []
+        # unbind, not indexing: the backward of an index fills a whole (T, B, 4H) tensor with zeros.
+        for t, (mx_t, zx_t) in enumerate(zip(mx.unbind(0), zx.unbind(0), strict=True)):
+            if keep is not None:
+                c, h = c * keep[t], h * keep[t]
+            m = mx_t * (h @ w_mh)
+            i, f, o, u = torch.addmm(zx_t, m, w_h).chunk(4, dim=1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(u)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            outputs.append(h)
+        return torch.stack(outputs, dim=1), torch.stack([c, h], dim=1)
+
+
+class NormedMatrix(nn.Module):
+    """A matrix whose rows (incoming weights of an output unit) are g * v / |v|, or plain v."""
+
+    def __init__(self, rows: int, columns: int, hidden: int, weight_norm: bool) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(hidden)
+        self.v = nn.Parameter(torch.empty(rows, columns).uniform_(-bound, bound))
+        # The gain starts at |v|, so that the matrix starts at v.
+        self.g = nn.Parameter(self.v.detach().norm(dim=1)) if weight_norm else None
+
+    def forward(self) -> Tensor:
+        """The matrix, recomputed once per window. Norms are taken in fp32: squares of half-precision
+        numbers above 256 overflow."""
+        if self.g is None:
+            return self.v
+        scale = self.g.float() / self.v.float().norm(dim=1)
+        return self.v * scale.to(self.v.dtype).unsqueeze(1)

@@ -1,0 +1,125 @@
+"""Any causal Transformer of `transformers` as a backbone.
+
+The output matrix belongs to the head, so the model is run up to its last hidden state. Some
+architectures change the logits after the output matrix; the two known ways (a factor, soft-capping)
+are handed to the head, and a check on real numbers (`pipeline.heads.build`) refuses every other.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from data_prep.errors import RecipeError
+from data_prep.recipe.explain import nearest
+from pipeline.protocols import Backbone
+from pipeline.recipe.model import TransformerConfig
+
+# Names under which architectures state how many positions they can see.
+_POSITION_KEYS = ("n_positions", "max_position_embeddings", "max_seq_len", "n_ctx")
+
+
+def transformer_config(
+    section: TransformerConfig, vocab_size: int, window: int, special_ids: dict[str, int]
+) -> Any:
+    """The architecture's configuration with our sizes. RecipeError names the nearest valid key."""
+    if section.architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        hint = nearest(section.architecture, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+        raise RecipeError(
+            f"model.architecture={section.architecture!r} is not a causal language model of "
+            f"transformers; {hint or 'see the list of model types there'}"
+        )
+    config_class = CONFIG_MAPPING[section.architecture]
+    default = config_class()
+    known = {*default.to_dict(), *config_class.attribute_map}
+    for key in section.config:
+        if key not in known:
+            hint = nearest(key, known) or f"keys of {config_class.__name__} are {sorted(known)}"
+            raise RecipeError(f"model.config.{key}: unknown for {section.architecture}; {hint}")
+    for key in ("vocab_size", *special_ids):
+        if key in section.config:
+            raise RecipeError(f"model.config.{key}: comes from the tokenizer; remove it")
+    config = AutoConfig.for_model(
+        section.architecture, **{**special_ids, **section.config}, vocab_size=vocab_size
+    )
+    _check_positions(section, config, window)
+    config.use_cache = False
+    return config
+
+
+def _check_positions(section: TransformerConfig, config: Any, window: int) -> None:
+    for key in _POSITION_KEYS:
+        positions = getattr(config, key, None)
+        if isinstance(positions, int) and positions < window:
+            raise RecipeError(
+                f"batch.window_tokens={window} exceeds the {positions} positions of model.config.{key}:"
+                f" set model.config.{key}={window}"
+            )
+
+
+class TransformerBackbone(Backbone):
+    """Hidden states of a `transformers` causal LM; no state is carried between windows."""
+
+    recurrent = False
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.causal_lm = AutoModelForCausalLM.from_config(config)
+        if self.causal_lm.get_output_embeddings() is None:
+            raise RecipeError(f"{type(self.causal_lm).__name__} has no output matrix to train")
+
+    def forward(
+        self, inputs: Tensor, state: Tensor | None, resets: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        out = self.causal_lm.base_model(input_ids=inputs, use_cache=False)
+        return out.last_hidden_state, None
+
+    def initial_state(self, rows: int, device: torch.device) -> Tensor | None:
+        return None
+
+    def output_weight(self) -> Tensor:
+        return self.causal_lm.get_output_embeddings().weight
+
+    def output_bias(self) -> Tensor | None:
+        return getattr(self.causal_lm.get_output_embeddings(), "bias", None)
+
+    def logit_scale(self) -> float:
+        """Factor that the architecture puts on its logits (Cohere multiplies, Granite divides)."""
+        config = self.causal_lm.config
+        if getattr(config, "logits_scaling", None):
+            return 1.0 / float(config.logits_scaling)
+        return float(getattr(config, "logit_scale", None) or 1.0)
+
+    def logit_softcap(self) -> float | None:
+        """Soft-capping of the logits, as in Gemma 2: cap * tanh(logits / cap)."""
+        cap = getattr(self.causal_lm.config, "final_logit_softcapping", None)
+        return None if cap is None else float(cap)
+
+    def flops_per_token(self, window: int) -> float:
+        """Two FLOPs per weight of every matrix but the embeddings, plus causal attention products.
+
+        Attention: scores and values cost 2 * 2 * d per visible token, half the window on average.
+        """
+        config = self.causal_lm.config
+        embeddings = {id(self.output_weight()), id(self.causal_lm.get_input_embeddings().weight)}
+        matrices = [
+            p
+            for name, p in self.causal_lm.named_parameters()
+            if len(_shape(p)) == 2 and id(p) not in embeddings and not _is_position(name)
+        ]
+        attention = config.num_hidden_layers * 2 * window * config.hidden_size
+        return float(sum(2 * math.prod(_shape(p)) for p in matrices) + attention)
+
+
+def _is_position(name: str) -> bool:
+    return any(part in name for part in ("wpe", "embed_positions", "position_embeddings"))
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    return getattr(parameter, "ds_shape", parameter.shape)

@@ -1,0 +1,171 @@
+"""The seams: what a head, an engine, a backbone and a step plug-in must offer, and nothing more.
+
+Everything that trains meets here. A method of a paper is a `Head` or a `StepPlugin`; it never needs
+to know which ZeRO stage or how many ranks it runs under, because the `Engine` answers for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.clock import Clock, StepResult
+
+
+class Backbone(nn.Module):
+    """A language model up to its last hidden states.
+
+    `forward(inputs, state, resets) -> (hidden, state)` with inputs (B, T) int64, hidden (B, T, d),
+    state None or (B, ...) in the model's dtype, resets None or (B, T) bool: True where the state is
+    zeroed before that token is read.
+    """
+
+    recurrent: bool = False
+    causal_lm: nn.Module  # the `transformers` model that is exported
+
+    def initial_state(self, rows: int, device: torch.device) -> Tensor | None:
+        """The state of `rows` fresh lanes, or None for models without one."""
+        raise NotImplementedError
+
+    def output_weight(self) -> Tensor | None:
+        """The (vocabulary, d) output matrix for the head to bind, or None."""
+        raise NotImplementedError
+
+    def output_bias(self) -> Tensor | None:
+        raise NotImplementedError
+
+    def flops_per_token(self, window: int) -> float:
+        """Dense forward FLOPs of one token in a window of `window` tokens, head excluded."""
+        raise NotImplementedError
+
+
+class Engine(Protocol):
+    """What trains: DeepSpeed today. All methods are collective: every rank must call them."""
+
+    module: nn.Module
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def forward(self, *inputs: Any) -> Any: ...
+    def backward(self, loss: Tensor, last: bool) -> None: ...
+    def step(self) -> StepResult: ...
+    def discard(self) -> None:
+        """Throw the accumulated gradients away; weights and optimizer stay as they are."""
+
+    def no_sync(self) -> AbstractContextManager[None]: ...
+    def set_lr(self, lr: float) -> None: ...
+    @property
+    def grad_norm(self) -> float | None: ...
+    @property
+    def loss_scale(self) -> float: ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+    # Full tensors in fp32 on every rank, whatever the ZeRO stage and the precision.
+    def get_gradient(self, parameter: nn.Parameter) -> Tensor: ...
+    def set_gradient(self, parameter: nn.Parameter, value: Tensor) -> None: ...
+    def get_parameter(self, parameter: nn.Parameter) -> Tensor: ...
+    def set_parameter(self, parameter: nn.Parameter, value: Tensor) -> None: ...
+    def get_moment(self, parameter: nn.Parameter, key: str) -> Tensor | None: ...
+    def set_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None: ...
+
+    def save(self, folder: Path, tag: str) -> None: ...
+    def load(self, folder: Path, tag: str) -> None: ...
+
+
+class Head(nn.Module):
+    """Hidden states and targets in, summed loss and token count out.
+
+    A head may own tensors that neither ZeRO nor the optimizer sees (`owned_parameters`): it trains
+    them itself in `finish_accumulation` or `after_step` and saves them in `plugin_state`.
+    """
+
+    def bind(self, output_weight: Tensor | None, output_bias: Tensor | None = None) -> None:
+        """Take the backbone's output matrix, or make one of its own when there is none."""
+        raise NotImplementedError
+
+    def loss(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum of weighted token losses in nats and the sum of weights.
+
+        hidden (B, T, d), targets (B, T) int64, weights (B, T); weight 0 is padding and never counts.
+        """
+        raise NotImplementedError
+
+    def forward(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        # ZeRO-3 gathers a module's own weights when the module is *called*: the loss is that call.
+        return self.loss(hidden, targets, weights)
+
+    def log_prob(self, hidden: Tensor) -> Tensor:
+        """Log-probabilities (..., vocabulary) in fp32 under the trained loss."""
+        raise NotImplementedError
+
+    def topk(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k largest log-probabilities and their ids."""
+        values, ids = self.log_prob(hidden).topk(k, dim=-1)
+        return values, ids
+
+    def finish_accumulation(self, engine: Engine) -> None:
+        """After the last backward of a step, before clipping: may write full gradients."""
+
+    def after_step(self, result: StepResult) -> None:
+        """Told how the step ended."""
+
+    def owned_parameters(self) -> dict[str, Tensor]:
+        """Tensors the head trains itself, kept away from ZeRO and the optimizer."""
+        return {}
+
+    def plugin_state(self) -> dict[str, Tensor]:
+        """Tensors for `plugins/head.safetensors`; by default the owned parameters."""
+        return self.owned_parameters()
+
+    def load_plugin_state(self, tensors: dict[str, Tensor]) -> None:
+        for name, tensor in self.owned_parameters().items():
+            tensor.copy_(tensors[name])
+
+    def flops(self, clock: Clock) -> float:
+        """Counted forward FLOPs per token at this point of the run."""
+        raise NotImplementedError
+
+    def dense_flops(self) -> float:
+        """Forward FLOPs per token of a dense softmax over the same vocabulary."""
+        raise NotImplementedError
+
+
+class StepPlugin:
+    """A method that looks over the shoulder of training. Subclass and override what is needed."""
+
+    name = "plugin"
+
+    def setup(self, model: nn.Module) -> None:
+        """Before the engine exists: register masks, wrap modules, remember parameters."""
+
+    def before_iteration(self, engine: Engine, clock: Clock) -> None:
+        """Before the first micro-batch of a global batch."""
+
+    def after_backward(self, engine: Engine, clock: Clock) -> StepResult | None:
+        """With the reduced gradients at hand. Returning TOPOLOGY uses them up: no weight update."""
+        return None
+
+    def after_step(self, engine: Engine, clock: Clock, result: StepResult) -> None:
+        """After the step, before the clock moves."""
+
+    def metrics(self, clock: Clock) -> dict[str, float]:
+        """Values for the metrics line of this step."""
+        return {}
+
+    def flops_factor(self, clock: Clock) -> float:
+        """Share of the backbone's dense FLOPs that this step counts (1.0 when dense)."""
+        return 1.0
+
+    def plugin_state(self) -> dict[str, Tensor]:
+        """Tensors for `plugins/NAME.safetensors`; must be equal on all ranks."""
+        return {}
+
+    def load_plugin_state(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `plugin_state` gave."""

@@ -1,0 +1,115 @@
+"""The whole recipe: sections composed, checked against each other, and turned into a DeepSpeed JSON.
+
+    recipe = load_recipe("recipes/demo_mlstm.yaml", ["run.steps=20"])
+    recipe.run_folder, recipe.accumulation(world_size=2)
+
+`data_prep` owns the `data` and `tokenizer` sections and the strict loader; the rest is here, one
+section a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from pydantic import Field
+
+from data_prep.errors import RecipeError
+from data_prep.recipe.data import DataConfig
+from data_prep.recipe.loader import read_tree, validate
+from data_prep.recipe.section import Section
+from data_prep.recipe.tokenizer import TokenizerConfig
+from pipeline.recipe.batch import BatchConfig
+from pipeline.recipe.checkpoint import CheckpointConfig
+from pipeline.recipe.engine import EngineConfig
+from pipeline.recipe.evaluation import EvalConfig
+from pipeline.recipe.export import ExportConfig
+from pipeline.recipe.finetune import FinetuneConfig
+from pipeline.recipe.grid import GridConfig
+from pipeline.recipe.head import HeadConfig, SoftmaxHeadConfig
+from pipeline.recipe.model import MLSTMConfig, ModelConfig
+from pipeline.recipe.optim import OptimConfig
+from pipeline.recipe.precision import PrecisionConfig
+from pipeline.recipe.report import ReportConfig
+from pipeline.recipe.run import RunConfig
+from pipeline.recipe.sparsity import DenseConfig, SparsityConfig
+
+
+class Recipe(Section):
+    """One run, from raw text to report."""
+
+    run: RunConfig
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    model: ModelConfig
+    head: HeadConfig = Field(default_factory=SoftmaxHeadConfig)
+    sparsity: SparsityConfig = Field(default_factory=DenseConfig)
+    batch: BatchConfig
+    optim: OptimConfig
+    precision: PrecisionConfig = Field(default_factory=PrecisionConfig)
+    engine: EngineConfig = Field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+    export: ExportConfig = Field(default_factory=ExportConfig)
+    finetune: FinetuneConfig | None = None
+    report: ReportConfig = Field(default_factory=ReportConfig)
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(self.run.folder) / self.run.name
+
+    @property
+    def export_folder(self) -> Path:
+        return Path(self.export.folder) if self.export.folder else self.run_folder / "export"
+
+    @property
+    def recurrent(self) -> bool:
+        """Recurrent models read lanes and carry a state; the others read shuffled windows."""
+        return isinstance(self.model, MLSTMConfig)
+
+    def accumulation(self, world_size: int) -> int:
+        """Micro-batches a device takes per optimizer step; RecipeError when it does not come out."""
+        share = self.batch.micro_batch * world_size
+        if self.batch.global_batch % share:
+            raise RecipeError(
+                f"batch.global_batch={self.batch.global_batch} does not divide into "
+                f"{world_size} devices x batch.micro_batch={self.batch.micro_batch}: "
+                "change one of them or the number of devices"
+            )
+        return self.batch.global_batch // share
+
+    def to_yaml(self) -> str:
+        """The resolved recipe, every key written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, override and check a recipe. RecipeError names every problem found."""
+    tree = read_tree(path, overrides)
+    if "grid" in tree:
+        raise RecipeError(f"{path} is a study (it has a grid: section): use `python -m pipeline run` on it")
+    recipe: Recipe = validate(Recipe, tree, "")
+    _cross_check(recipe)
+    return recipe
+
+
+def load_grid(path: str | Path) -> GridConfig:
+    """Read a file of `studies/`: a `grid:` section and nothing else."""
+    tree = read_tree(path)
+    if set(tree) != {"grid"}:
+        found = ", ".join(sorted(set(tree) - {"grid"})) or "no grid: section"
+        raise RecipeError(f"{path}: a study file holds one grid: section; found {found}")
+    return validate(GridConfig, tree["grid"], "grid")
+
+
+def _cross_check(recipe: Recipe) -> None:
+    if recipe.optim.warmup_steps >= recipe.run.steps and recipe.optim.warmup_steps:
+        raise RecipeError(
+            f"optim.warmup_steps={recipe.optim.warmup_steps} is not shorter than "
+            f"run.steps={recipe.run.steps}: the run would end before the rate is reached"
+        )
+    if recipe.recurrent and recipe.tokenizer.kind != "bytes":
+        raise RecipeError(
+            f"model.kind=mlstm reads bytes, but tokenizer.kind={recipe.tokenizer.kind}: use bytes"
+        )

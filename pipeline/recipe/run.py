@@ -1,0 +1,25 @@
+"""The `run` section: name, length, seed, and what to do with what is already there."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from data_prep.recipe.section import Section
+
+
+class RunConfig(Section):
+    """Everything of a run lies in `folder/name`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run's folder")
+    folder: str = Field(default="runs", description="folder that holds all runs")
+    steps: int = Field(ge=1, description="optimizer updates to apply")
+    seed: int = Field(default=0, ge=0, description="seed of weights, dropout and data order")
+    resume: str = Field(
+        default="auto",
+        description="auto: go on if there is a checkpoint; must: fail without one; never: start "
+        "fresh, refused where checkpoints lie; or the path of a checkpoint folder",
+    )
+    log_every_steps: int = Field(default=10, ge=1, description="steps between two metrics lines")
+    stop_after_minutes: float | None = Field(
+        default=None, gt=0, description="stop and save after this long, exit code 75"
+    )

@@ -1,0 +1,89 @@
+"""The layout of a run folder, in one place.
+
+    runs/NAME/
+      config.yaml  ds_config.json       the resolved recipe and the DeepSpeed JSON made from it
+      command.txt  env.json             how and where it ran
+      metrics.jsonl  tb/                one JSON object a line; TensorBoard beside it
+      logs/  status.json                state, step and reason; written last
+      checkpoints/global_stepN/ latest  see docs/resume.md
+      export/  evals/  finetune/        what later stages made
+      stages/STAGE.json                 the manifest of each finished stage
+      report.html  report.md
+      superseded/                       outputs of stages that were run again with another recipe
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_prep.manifest import write_atomic
+
+
+@dataclass(frozen=True)
+class StageOutput:
+    """What a stage made: files or folders inside the run folder, and numbers for its manifest."""
+
+    outputs: list[Path]
+    counts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        return self.root.name
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def evals(self) -> Path:
+        return self.root / "evals"
+
+    @property
+    def stages(self) -> Path:
+        return self.root / "stages"
+
+    @property
+    def status(self) -> Path:
+        return self.root / "status.json"
+
+    @property
+    def stop_file(self) -> Path:
+        """Creating this file asks a training run to stop and save."""
+        return self.root / "STOP"
+
+    def read_metrics(self) -> Iterator[dict[str, Any]]:
+        """Lines of metrics.jsonl in order; a half-written last line is left out."""
+        if not self.metrics.is_file():
+            return
+        with self.metrics.open(encoding="utf-8") as lines:
+            for line in lines:
+                if line.endswith("\n"):
+                    yield json.loads(line)
+
+    def write_json(self, path: Path, content: Any) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        return path
+
+    def read_json(self, path: Path) -> Any | None:
+        """The content of a JSON file of the run, or None when there is none."""
+        return json.loads(path.read_text("utf-8")) if path.is_file() else None

@@ -1,0 +1,175 @@
+"""The DeepSpeed engine behind the `Engine` protocol; the only caller of `deepspeed.initialize`.
+
+DeepSpeed's behaviour differs by ZeRO stage in ways that its API hides. What is evened out here:
+gradients are summed over ranks (the loss is divided by the global token count before), clipping and
+the finite check exist at stage 0 too, an accumulated gradient can be discarded at every stage, and
+full gradients, parameters and moments can be read and written at every stage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor, nn
+
+from data_prep.errors import RecipeError
+from pipeline.clock import StepResult
+from pipeline.train import zero_state
+
+
+def init_distributed(timeout_minutes: float) -> None:
+    """Start the process group once, on NCCL with GPUs and gloo without. Collective."""
+    if get_accelerator().device_name() == "cpu":
+        # Without this, the first start compiles a shared-memory op that only inference uses.
+        vars(deepspeed.ops).setdefault("__compatible_ops__", {})
+    if not dist.is_initialized():
+        deepspeed.init_distributed(
+            get_accelerator().communication_backend_name(),
+            timeout=timedelta(minutes=timeout_minutes),
+            dist_init_required=True,
+            verbose=False,
+        )
+
+
+@contextlib.contextmanager
+def _no_hidden_first_step(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Undo the step with zero gradients that DeepSpeed takes at half-precision stage 0.
+
+    It would decay the weights once and start Adam's bias correction at step 2.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    yield
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    optimizer.state.clear()
+
+
+class DeepSpeedEngine:
+    """Wraps a DeepSpeed engine; see `pipeline.protocols.Engine`."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: dict[str, Any],
+    ) -> None:
+        self._stage = int(config["zero_optimization"]["stage"])
+        self._half = config["fp16"]["enabled"] or config["bf16"]["enabled"]
+        self._clip = float(config["gradient_clipping"])
+        config = dict(config)
+        if self._owns_clipping:
+            config["gradient_clipping"] = 0.0
+        if config["fp16"]["enabled"] and not get_accelerator().is_fp16_supported():
+            raise RecipeError(
+                "precision fp16 needs a GPU, but none was found: use precision.dtype=fp32 or bf16"
+            )
+        with _no_hidden_first_step(optimizer):
+            self._ds, *_ = deepspeed.initialize(
+                model=module, optimizer=optimizer, config=config, dist_init_required=False
+            )
+        self.module = module
+        self.rank = dist.get_rank()
+        self.world_size = dist.get_world_size()
+        self.device = torch.device(self._ds.device)
+        self._norm: float | None = None
+
+    @property
+    def _owns_clipping(self) -> bool:
+        """At fp32 stage 0 DeepSpeed drops the norm and applies a NaN: there we clip ourselves."""
+        return self._stage == 0 and not self._half
+
+    # One step -----------------------------------------------------------------------------
+
+    def forward(self, *inputs: Any) -> Any:
+        return self._ds(*inputs)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Accumulate; `last` marks the final micro-batch, whose backward reduces over ranks."""
+        self._ds.set_gradient_accumulation_boundary(last)
+        # DeepSpeed averages over ranks; the loss is already a share of the global sum.
+        loss = loss * self.world_size
+        if self._stage == 0 and self._half:
+            # 0.19.8 unscales gradients in this optimizer's step but never scales the loss.
+            loss = loss.float() * self.loss_scale
+        self._ds.backward(loss, scale_wrt_gas=False)
+
+    def step(self) -> StepResult:
+        self._ds.set_gradient_accumulation_boundary(True)
+        if self._owns_clipping:
+            limit = self._clip if self._clip > 0 else float("inf")
+            norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), limit)
+            self._norm = float(norm)
+            if not torch.isfinite(norm):
+                self.discard()
+                return StepResult.OVERFLOW
+        scale = self.loss_scale  # the step may change it
+        self._ds.step()
+        if not self._owns_clipping:
+            norm = self._ds.get_global_grad_norm()
+            # The half-precision optimizer of stage 0 reports the norm of the scaled gradient.
+            self._norm = None if norm is None else float(norm) / (scale if self._stage == 0 else 1)
+        return StepResult.APPLIED if self._ds.was_step_applied() else StepResult.OVERFLOW
+
+    def discard(self) -> None:
+        zero_state.discard_gradients(self._ds, self._stage)
+
+    def no_sync(self) -> contextlib.AbstractContextManager[None]:
+        """No reduction inside; a no-op from stage 2 on, where gradients are partitioned at once."""
+        return self._ds.no_sync() if self._stage < 2 else contextlib.nullcontext()
+
+    def set_lr(self, lr: float) -> None:
+        for group in self._ds.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+
+    @property
+    def grad_norm(self) -> float | None:
+        """Norm of the last reduced gradient before clipping; None where DeepSpeed has none."""
+        return self._norm
+
+    @property
+    def loss_scale(self) -> float:
+        return float(zero_state.loss_scale(self._ds))
+
+    # Full tensors ---------------------------------------------------------------------------
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return self.module.named_parameters()
+
+    def get_gradient(self, parameter: nn.Parameter) -> Tensor:
+        return zero_state.get_gradient(self._ds, self._stage, parameter) / self.loss_scale
+
+    def set_gradient(self, parameter: nn.Parameter, value: Tensor) -> None:
+        zero_state.set_gradient(self._ds, self._stage, parameter, value * self.loss_scale)
+
+    def get_parameter(self, parameter: nn.Parameter) -> Tensor:
+        return zero_state.get_parameter(self._ds, self._stage, parameter)
+
+    def set_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
+        zero_state.set_parameter(self._ds, self._stage, parameter, value)
+
+    def get_moment(self, parameter: nn.Parameter, key: str) -> Tensor | None:
+        return zero_state.get_moment(self._ds, self._stage, parameter, key)
+
+    def set_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+        zero_state.set_moment(self._ds, self._stage, parameter, key, value)
+
+    # Checkpoints ----------------------------------------------------------------------------
+
+    def save(self, folder: Path, tag: str) -> None:
+        """DeepSpeed's files into `folder/tag`; its own `latest` is never written (ours is last)."""
+        self._ds.save_checkpoint(str(folder), tag=tag, save_latest=False)
+
+    def load(self, folder: Path, tag: str) -> None:
+        loaded, _ = self._ds.load_checkpoint(str(folder), tag=tag)
+        if loaded is None:
+            raise FileNotFoundError(f"DeepSpeed found nothing to load in {folder / tag}")

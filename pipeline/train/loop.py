@@ -1,0 +1,130 @@
+"""The training loop. One global batch reads as one paragraph: `TrainingRun.step`.
+
+Schedules move on applied steps; the data position and the lane states move with every global batch,
+whatever became of it. Every decision that could differ between ranks (stop, overflow) is taken from
+numbers that have been reduced over all of them.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+import torch
+
+from data_prep.errors import Diverged, StoppedAndSaved
+from pipeline.clock import StepResult
+from pipeline.data.loader import Batch
+from pipeline.optim.schedule import learning_rate
+from pipeline.train.run import TrainingRun
+from pipeline.train.stop import INTERRUPT
+
+
+def train(run: TrainingRun) -> None:
+    """Train until `run.steps` updates are applied. Saves at its cadence and at the end. Collective.
+
+    StoppedAndSaved or KeyboardInterrupt after a request to stop, Diverged after too many overflows
+    in a row; in each case the state is on disk.
+    """
+    section = run.recipe
+    overflows = 0
+    while run.clock.applied < section.run.steps:
+        began = perf_counter()
+        result = train_step(run)
+        run.meters.train_s += perf_counter() - began
+        overflows = overflows + 1 if result is StepResult.OVERFLOW else 0
+        applied = run.clock.applied if result is StepResult.APPLIED else 0
+        if overflows or _due(applied, section.run.log_every_steps, section.run.steps):
+            run.log_step(result)
+        if _due(applied, section.eval.every_steps, section.run.steps):
+            run.evaluate()
+        if _due(applied, section.checkpoint.every_steps, section.run.steps) and not run.stopping:
+            run.save()
+        if overflows >= section.optim.max_skipped_steps:
+            _diverge(run, overflows)
+        if run.stopping and run.clock.applied < section.run.steps:
+            _stop(run)
+    if run.stopping:  # asked for in the very last step: there is nothing left to stop
+        run.save()
+
+
+def train_step(run: TrainingRun) -> StepResult:
+    """One global batch: forward and backward of every micro-batch, then one step of the optimizer."""
+    clock, engine = run.clock, run.engine
+    if run.is_skipped(clock.instances):
+        run.lanes.zero()
+        run.share(torch.zeros(2, device=engine.device))
+        return _advance(run, StepResult.SKIPPED)
+    batch = run.next_batch()
+    for plugin in run.plugins:
+        plugin.before_iteration(engine, clock)
+    engine.set_lr(learning_rate(run.recipe.optim, clock.applied, run.recipe.run.steps))
+    run.share(accumulate(run, batch))
+    result = _apply(run)
+    if result is StepResult.OVERFLOW:
+        run.lanes.drop_nonfinite()
+    run.module.head.after_step(result)
+    for plugin in run.plugins:
+        plugin.after_step(engine, clock, result)
+    run.meters.count(run, batch.global_tokens)
+    return _advance(run, result)
+
+
+def accumulate(run: TrainingRun, batch: Batch) -> torch.Tensor:
+    """Backward of all micro-batches; the summed loss in nats and the tokens of this rank."""
+    totals = torch.zeros(2, device=run.engine.device)
+    last = len(batch.micro_batches) - 1
+    for index, cpu_micro in enumerate(batch):
+        micro = cpu_micro.to(run.engine.device)
+        loss_sum, count, state = run.engine.forward(
+            micro.inputs, micro.targets, micro.weights, run.lanes.get(micro.rows), micro.resets
+        )
+        # Divided by the tokens of the whole global batch: accumulation and ranks change nothing.
+        run.engine.backward(loss_sum / batch.global_tokens, last=index == last)
+        run.lanes.put(micro.rows, state)
+        totals += torch.stack([loss_sum.detach(), count.detach()])
+    return totals
+
+
+def _apply(run: TrainingRun) -> StepResult:
+    """Hand the reduced gradients to head and plug-ins, then to the optimizer."""
+    if run.fp32_loss_is_broken():
+        run.engine.discard()
+        return StepResult.OVERFLOW
+    run.module.head.finish_accumulation(run.engine)
+    verdicts = [plugin.after_backward(run.engine, run.clock) for plugin in run.plugins]
+    if StepResult.TOPOLOGY in verdicts:
+        run.engine.discard()
+        return StepResult.TOPOLOGY
+    return run.engine.step()
+
+
+def _advance(run: TrainingRun, result: StepResult) -> StepResult:
+    run.clock.advance(result, run.recipe.batch.global_batch)
+    if result is not StepResult.APPLIED:
+        run.meters.skipped_steps += 1
+    return result
+
+
+def _due(applied: int, every: int, total: int) -> bool:
+    """True at multiples of `every` applied steps and at the end; never for a step not applied."""
+    return applied > 0 and (applied == total or (every > 0 and applied % every == 0))
+
+
+def _stop(run: TrainingRun) -> None:
+    run.save()
+    run.monitor.say(f"stopped at step {run.clock.applied}: {run.stop.reason or 'asked by another rank'}")
+    if run.stopping == INTERRUPT:
+        raise KeyboardInterrupt
+    raise StoppedAndSaved(
+        f"stopped at step {run.clock.applied}, checkpoint saved; run the same command to go on"
+    )
+
+
+def _diverge(run: TrainingRun, overflows: int) -> None:
+    raise Diverged(
+        f"{overflows} steps in a row gave a non-finite loss or gradient (optim.max_skipped_steps), "
+        f"up to instance {run.clock.instances}: lower optim.lr, lengthen optim.warmup_steps, or look "
+        "at the text there; the last checkpoint is from before"
+    )
+
+

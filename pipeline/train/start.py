@@ -1,0 +1,176 @@
+"""From a recipe to a finished run: `pretrain(recipe)` is what `run_pretrain.py` calls on every rank."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_prep.errors import DataError, Diverged, RecipeError, StoppedAndSaved
+from data_prep.manifest import versions, write_atomic
+from data_prep.shards import Prepared
+from pipeline.models.build import parameter_count
+from pipeline.optim.build import build_optimizer
+from pipeline.protocols import StepPlugin
+from pipeline.ranks import agree, barrier, from_rank0, rank, world_size
+from pipeline.recipe import Recipe
+from pipeline.recipe.deepspeed import derive_deepspeed, resolve_dtype
+from pipeline.run_folder import RunFolder
+from pipeline.train.checkpoint import resolve_resume
+from pipeline.train.engine import DeepSpeedEngine, init_distributed
+from pipeline.train.loop import train
+from pipeline.train.module import TrainModule, build_module
+from pipeline.train.run import TrainingRun
+
+
+def pretrain(recipe: Recipe) -> None:
+    """Train the recipe to its end, resuming as it says. Collective: every rank calls this.
+
+    RecipeError, DataError, Diverged, StoppedAndSaved or KeyboardInterrupt, as documented in
+    `data_prep.errors`; the run's status.json is written last in every case.
+    """
+    init_distributed(recipe.engine.timeout_minutes)
+    folder = RunFolder(recipe.run_folder)
+    run: TrainingRun | None = None
+    state, reason = "crashed", ""
+    try:
+        run = start_run(recipe)
+        train(run)
+        state = "finished"
+    except BaseException as error:
+        state, reason = _state_of(error), str(error)
+        raise
+    finally:
+        if run is not None:
+            run.loader.close()
+            run.monitor.close()
+        # Before the run had a right to the folder, nothing may be written into it.
+        if rank() == 0 and run is not None:
+            folder.stop_file.unlink(missing_ok=True)
+            _write_status(folder, run, state, reason)
+
+
+def start_run(
+    recipe: Recipe,
+    plugins: Sequence[StepPlugin] = (),
+    module: TrainModule | None = None,
+) -> TrainingRun:
+    """Build engine and run, restored where the recipe says so. Collective.
+
+    `module` and `plugins` replace what the recipe would build: the seam that tests and methods use.
+    """
+    accumulation = recipe.accumulation(world_size())
+    prepared = open_prepared(recipe)
+    resume_from = from_rank0(
+        lambda: resolve_resume(recipe.run.resume, RunFolder(recipe.run_folder).checkpoints)
+    )
+    dtype = resolve_dtype(recipe, cuda_bf16=_cuda_bf16())
+    config = derive_deepspeed(recipe, world_size(), dtype)
+    module = module or agree(lambda: build_module(recipe, prepared))
+    for plugin in plugins:
+        plugin.setup(module)
+    optimizer = build_optimizer(recipe.optim, module)
+    engine = DeepSpeedEngine(module, optimizer, config)
+    from_rank0(lambda: _describe(recipe, config, engine.device))
+    run = TrainingRun(recipe, prepared, module, engine, list(plugins), dtype, resume_from)
+    _announce(run, accumulation, resume_from)
+    return run
+
+
+def open_prepared(recipe: Recipe) -> Prepared:
+    """The prepared data on every rank; rank 0 alone verifies the hashes. Collective."""
+    from_rank0(lambda: check_prepared(recipe))
+    return Prepared.open(recipe.data.folder, verify=False)
+
+
+def check_prepared(recipe: Recipe) -> Prepared:
+    """Open and verify the shards, and that they were made for this recipe's tokenizer."""
+    prepared = Prepared.open(recipe.data.folder)
+    kind = prepared.manifest["tokenizer"]["kind"]
+    if kind != recipe.tokenizer.kind:
+        raise DataError(
+            f"{recipe.data.folder} was made with tokenizer.kind={kind}, the recipe says "
+            f"{recipe.tokenizer.kind}: prepare into another data.folder"
+        )
+    prepared.tokenizer()
+    return prepared
+
+
+def _cuda_bf16() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+def _describe(recipe: Recipe, config: dict[str, Any], device: torch.device) -> None:
+    """Write what ran, with what, where, into the run folder."""
+    folder = RunFolder(recipe.run_folder)
+    folder.root.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder.config, recipe.to_yaml())
+    write_atomic(folder.root / "ds_config.json", json.dumps(config, indent=2) + "\n")
+    write_atomic(folder.root / "command.txt", " ".join(sys.argv) + "\n")
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    environment = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": gpu or "cpu",
+        "cpu_count": len(_cpus()),
+        "torch_threads": torch.get_num_threads(),
+        "world_size": world_size(),
+        "versions": versions(
+            "torch", "deepspeed", "transformers", "tokenizers", "datasets", "accelerate", "numpy"
+        ),
+    }
+    folder.write_json(folder.root / "env.json", environment)
+
+
+def _cpus() -> Sequence[int]:
+    import os
+
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+
+
+def _announce(run: TrainingRun, accumulation: int, resume_from: Path | None) -> None:
+    recipe, batch = run.recipe, run.recipe.batch
+    run.monitor.say(
+        f"{recipe.run.name}: {parameter_count(run.module) / 1e6:.2f} M parameters, {run.dtype}, "
+        f"ZeRO {recipe.engine.zero_stage}, {world_size()} x {run.engine.device.type}"
+    )
+    run.monitor.say(
+        f"batch {batch.global_batch} = {world_size()} devices x {batch.micro_batch} micro-batch x "
+        f"{accumulation} accumulation, {batch.window_tokens} tokens each"
+    )
+    if resume_from is not None:
+        run.monitor.say(
+            f"resumed from {resume_from}: step {run.clock.applied}, instance {run.clock.instances}, "
+            f"{run.meters.tokens} tokens"
+        )
+    barrier()
+
+
+def _state_of(error: BaseException) -> str:
+    states = {StoppedAndSaved: "stopped", KeyboardInterrupt: "stopped", Diverged: "diverged"}
+    refused = isinstance(error, RecipeError | DataError)
+    return states.get(type(error), "refused" if refused else "crashed")
+
+
+def _write_status(folder: RunFolder, run: TrainingRun, state: str, reason: str) -> None:
+    folder.write_json(
+        folder.status,
+        {
+            "state": state,
+            "step": run.clock.applied,
+            "reason": reason,
+            "clock": run.clock.to_dict(),
+            "parameters": parameter_count(run.module),
+            "tokens": run.meters.tokens,
+            "train_s": run.meters.train_s,
+            "dtype": run.dtype,
+            "world_size": world_size(),
+        },
+    )
+
+

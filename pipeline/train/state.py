@@ -1,0 +1,117 @@
+"""What a checkpoint holds beside DeepSpeed's files, and whether it fits the run that loads it."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from data_prep.errors import RecipeError
+from data_prep.manifest import read_manifest, write_atomic
+from data_prep.shards import Prepared
+from pipeline.ranks import rank
+from pipeline.recipe import Recipe
+
+
+def identity(recipe: Recipe, prepared: Prepared, dtype: str) -> dict[str, Any]:
+    """Everything that must stay the same for a resumed run to be the same run."""
+    batch = recipe.batch.model_dump(mode="json")
+    optim = recipe.optim.model_dump(mode="json")
+    if recipe.optim.decay_steps is None and recipe.optim.decay != "none":
+        optim["decay_steps"] = recipe.run.steps
+    return {
+        "model": recipe.model.model_dump(mode="json"),
+        "head": recipe.head.model_dump(mode="json"),
+        "sparsity": recipe.sparsity.model_dump(mode="json"),
+        "optim": optim,
+        "batch": {key: batch[key] for key in ("global_batch", "window_tokens")},
+        "run": {"seed": recipe.run.seed},
+        "precision": {"dtype": dtype},
+        "tokenizer": {"fingerprint": prepared.tokenizer_fingerprint},
+        "data": {"fingerprint": prepared.fingerprint},
+    }
+
+
+def differences(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """`key: saved -> now` for every leaf that differs."""
+    lines = []
+    for key in sorted({*saved, *now}):
+        old, new = saved.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            lines.append(f"{prefix}{key}: {old} in the checkpoint, {new} now")
+    return lines
+
+
+def check_fits(trainer: dict[str, Any], now: dict[str, Any], layout: dict[str, int], where: Path) -> None:
+    """RecipeError with all differences when the checkpoint is of another run or another layout."""
+    lines = differences(trainer["identity"], now)
+    if max(trainer["layout"]["zero_stage"], layout["zero_stage"]) > 0:
+        lines += differences(trainer["layout"], layout)
+    elif trainer["layout"]["zero_stage"] != layout["zero_stage"]:
+        lines += differences(trainer["layout"], layout)
+    if lines:
+        raise RecipeError(
+            f"{where} cannot be resumed with this recipe:\n  "
+            + "\n  ".join(lines)
+            + "\nchange the recipe back, or choose another run.name to start a new run"
+        )
+
+
+def write_trainer(folder: Path, content: dict[str, Any]) -> None:
+    write_atomic(folder / "trainer.json", json.dumps(content, indent=1) + "\n")
+
+
+def read_trainer(folder: Path) -> dict[str, Any]:
+    return read_manifest(folder / "trainer.json")
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    return load_file(path) if path.is_file() else {}
+
+
+def save_rng(folder: Path) -> None:
+    """Generators of this rank: torch on CPU and device, numpy, python."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    version, internal, gauss = random.getstate()
+    tensors = {
+        "torch": torch.get_rng_state(),
+        "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
+        "python": torch.tensor(internal, dtype=torch.int64),
+    }
+    if torch.cuda.is_available():
+        tensors["cuda"] = torch.cuda.get_rng_state()
+    numbers = {"numpy": [kind, position, has_gauss, cached], "python": [version, gauss]}
+    save_file(tensors, folder / f"rank{rank()}.safetensors", {"numbers": json.dumps(numbers)})
+
+
+def load_rng(folder: Path) -> bool:
+    """Restore what `save_rng` wrote for this rank; False when that rank did not exist then."""
+    path = folder / f"rank{rank()}.safetensors"
+    if not path.is_file():
+        return False
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        numbers = json.loads(file.metadata()["numbers"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    torch.set_rng_state(tensors["torch"])
+    kind, position, has_gauss, cached = numbers["numpy"]
+    keys = tensors["numpy"].numpy().astype(np.uint32)
+    np.random.set_state((kind, keys, position, has_gauss, cached))
+    version, gauss = numbers["python"]
+    random.setstate((version, tuple(tensors["python"].tolist()), gauss))
+    if "cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["cuda"])
+    return True

@@ -1,0 +1,59 @@
+"""Train a recipe. The same command under every launcher:
+
+    deepspeed run_pretrain.py recipes/demo_transformer.yaml
+    torchrun --nproc_per_node 8 run_pretrain.py recipes/demo_transformer.yaml
+    srun python run_pretrain.py recipes/demo_transformer.yaml
+    python run_pretrain.py recipes/demo_mlstm.yaml run.steps=20 optim.lr=1e-3
+
+What happens: recipe -> prepared shards -> model and head -> DeepSpeed engine -> the loop of
+`pipeline/train/loop.py` -> checkpoints and metrics in the run folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from data_prep.errors import run_main
+from pipeline.environment import prepare_environment
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog="exit codes: 0 finished, 1 crash, 2 recipe, 3 data, 4 diverged, 75 stopped and saved, "
+        "130 interrupted. Every recipe key is explained by `python -m pipeline keys`.",
+    )
+    parser.add_argument("recipe", help="YAML file of recipes/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted recipe keys")
+    parser.add_argument("--print-config", action="store_true", help="show the resolved recipe, then leave")
+    parser.add_argument(
+        "--dry-run", action="store_true",
+        help="validate recipe, DeepSpeed JSON and data, build the model on the meta device, then leave",
+    )  # fmt: skip
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher's
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    arguments = parse(argv)
+    prepare_environment()
+    from pipeline.recipe import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.print_config:
+        print(recipe.to_yaml(), end="")
+    elif arguments.dry_run:
+        from pipeline.preflight import dry_run
+
+        dry_run(recipe)
+    else:
+        from pipeline.train.start import pretrain
+
+        pretrain(recipe)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
