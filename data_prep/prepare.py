@@ -49,13 +49,18 @@ TokenizerSection = BytesTokenizerConfig | BpeTokenizerConfig
 def prepare(
     recipe_path: Path | str, overrides: Sequence[str] = (), force: bool = False
 ) -> dict[str, Any]:
+    """Run the stage for a recipe file; see `prepare_tree`."""
+    return prepare_tree(read_tree(recipe_path, overrides), force)
+
+
+def prepare_tree(tree: dict[str, Any], force: bool = False) -> dict[str, Any]:
     """Run the stage for a recipe and return the manifest; nothing is done when it is current.
 
     `force` prepares anew even then. RecipeError when the recipe is wrong or the folder holds
     something else; DataError when a source is unreadable or a split that training needs is
     empty.
     """
-    data, tokenizer = _sections(read_tree(recipe_path, overrides))
+    data, tokenizer = _sections(tree)
     folder = Path(data.folder)
     reason = "forced" if force else _status(data, tokenizer)
     if reason is None:

@@ -25,10 +25,14 @@ from data_prep.manifest import write_atomic
 
 @dataclass(frozen=True)
 class StageOutput:
-    """What a stage made: files or folders inside the run folder, and numbers for its manifest."""
+    """What a stage made: files or folders whose change makes it run again, and numbers.
+
+    `belongs` is everything that moves aside when the stage is superseded; None means the outputs.
+    """
 
     outputs: list[Path]
     counts: dict[str, Any] = field(default_factory=dict)
+    belongs: list[Path] | None = None
 
 
 @dataclass(frozen=True)

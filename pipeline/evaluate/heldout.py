@@ -54,9 +54,7 @@ def _row_groups(tokens: int, window: int, batch: int, recurrent: bool) -> Iterat
         yield pieces[first : first + batch]
 
 
-def _walk(
-    model: LanguageModel, split: Split, rows: list[range], window: int
-) -> Iterator[Tensor]:
+def _walk(model: LanguageModel, split: Split, rows: list[range], window: int) -> Iterator[Tensor]:
     """float64 losses of the tokens after each place of `rows`, one window of all rows at a time."""
     state: Tensor | None = None
     for at in range(0, len(rows[0]), window):

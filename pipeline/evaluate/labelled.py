@@ -43,7 +43,9 @@ def read_labelled(
     elif kind in ("jsonl", "json"):
         rows = _jsonl(path, content)
     else:
-        raise DataError(f"{path}: labelled text is read from .csv or .jsonl files, plain, .gz or .xz")
+        raise DataError(
+            f"{path}: labelled text is read from .csv or .jsonl files, plain, .gz or .xz"
+        )
     found = []
     for line, row in rows:
         place = f"{path}, line {line}"
@@ -73,7 +75,9 @@ def _jsonl(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]:
         except ValueError as error:
             raise DataError(f"{path}, line {number}: not JSON ({error})") from None
         if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: a JSON {type(row).__name__}, expected an object")
+            raise DataError(
+                f"{path}, line {number}: a JSON {type(row).__name__}, expected an object"
+            )
         yield number, row
 
 

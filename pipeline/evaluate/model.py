@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from data_prep.errors import DataError
 from data_prep.tokenizers import Tokenizer, load_tokenizer
-from pipeline.evaluate.pooling import Framing, PooledRows, pooled, position_limit
+from pipeline.evaluate.pooling import Framing, pooled, position_limit
 from pipeline.export.register import register_models
 
 
@@ -44,11 +44,15 @@ class LanguageModel:
 
     @torch.no_grad()
     def nll(
-        self, ids: Tensor, targets: Tensor, state: Tensor | None = None, resets: Tensor | None = None
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        state: Tensor | None = None,
+        resets: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Losses (B, T) in nats, fp32, of `targets` after `ids`, and the state to go on with.
 
-        `state` and `resets` (B, T) are for recurrent models only; see `pipeline.protocols.Backbone`.
+        `state` and `resets` (B, T) are for recurrent models; see `pipeline.protocols.Backbone`.
         """
         if self.recurrent:
             hidden, state = self.model.hidden(ids, state, resets)
@@ -74,8 +78,7 @@ class LanguageModel:
         vectors: list[np.ndarray] = [np.empty(0)] * len(ids)
         with tqdm(total=len(ids), desc="features", unit="text", disable=None) as progress:
             for members in _batches([len(row) for row in ids], batch_tokens):
-                rows = self.framing.rows([ids[i] for i in members])
-                rows = PooledRows(rows.ids.to(self.device), rows.marks.to(self.device))
+                rows = self.framing.rows([ids[i] for i in members]).to(self.device)
                 for i, vector in zip(members, pooled(self.model, rows).cpu().numpy(), strict=True):
                     vectors[i] = vector
                 progress.update(len(members))

@@ -25,6 +25,9 @@ class PooledRows(NamedTuple):
     ids: Tensor
     marks: Tensor
 
+    def to(self, device: torch.device) -> PooledRows:
+        return PooledRows(self.ids.to(device), self.marks.to(device))
+
 
 class Framing:
     """Texts to ids as in training, and ids to padded rows, for one model and its tokenizer."""
@@ -32,7 +35,7 @@ class Framing:
     def __init__(self, model: Any, tokenizer: Tokenizer) -> None:
         self.recurrent = isinstance(model, MLSTMForCausalLM)
         self._tokenizer = tokenizer
-        self._prefix = len(tokenizer.encode_prompt(""))  # tokens before the text's own
+        self.prefix = len(tokenizer.encode_prompt(""))  # tokens before the text's own
 
     def encode(self, texts: Sequence[str], limit: int | None) -> list[np.ndarray]:
         """Ids of each text, at most `limit` of them; only the mLSTM reads the closing frame."""
@@ -54,7 +57,7 @@ class Framing:
                 marks[row, longest - len(text)] = True
             else:
                 padded[row, : len(text)] = values
-                marks[row, self._prefix : len(text)] = True
+                marks[row, self.prefix : len(text)] = True
         return PooledRows(padded, marks)
 
 

@@ -8,9 +8,7 @@ from data_prep.shards import Prepared
 from pipeline.recipe import Recipe
 
 
-def model_card(
-    recipe: Recipe, prepared: Prepared, trainer: dict[str, Any], parameters: int
-) -> str:
+def model_card(recipe: Recipe, prepared: Prepared, trainer: dict[str, Any], parameters: int) -> str:
     """Markdown with YAML front matter; counts come from the manifest and the checkpoint."""
     train = prepared.manifest["splits"]["train"]
     clock = trainer["clock"]
@@ -32,7 +30,8 @@ A causal language model ({name}, {parameters:,} parameters) over a vocabulary of
 {prepared.vocab_size:,} ids.
 
 - trained for {clock["applied"]:,} steps on {tokens:,} tokens
-- training text: {train["documents"]:,} documents, {train["tokens"]:,} tokens, {train["bytes"]:,} bytes
+- training text: {train["documents"]:,} documents, {train["tokens"]:,} tokens,
+  {train["bytes"]:,} bytes
 - data fingerprint: `{trainer["data_fingerprint"]}`
 
 The license of the weights follows from that of the training text; state it here before you publish.

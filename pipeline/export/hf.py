@@ -1,7 +1,7 @@
 """The export stage: a checkpoint becomes a folder of `transformers`, proved before it has a name.
 
-The folder is built as `FOLDER.tmp`, loaded again the way a user would load it, and compared with the
-trained module and its tokenizer. Only then it is renamed; whatever fails leaves nothing behind.
+The folder is built as `FOLDER.tmp`, loaded again the way a user would load it, and compared with
+the trained module and its tokenizer. Only then it is renamed; a failure leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def load_trained(recipe: Recipe, prepared: Prepared, checkpoint: Path) -> TrainM
     try:
         module.load_state_dict(read_weights(checkpoint), strict=True)
     except RuntimeError as error:
-        problems = " ".join(str(error).split())
+        problems = f"{' '.join(str(error).split()):.400}"
         hint = "use the recipe of the run (its config.yaml)"
-        raise DataError(f"{checkpoint} does not fit the recipe's model: {problems:.400}; {hint}") from None
+        raise DataError(f"{checkpoint} does not fit recipe.model: {problems}; {hint}") from None
     module.head.load_plugin_state(load_tensors(checkpoint / "plugins" / "head.safetensors"))
     return module.eval()
 
@@ -98,10 +98,11 @@ def load_trained(recipe: Recipe, prepared: Prepared, checkpoint: Path) -> TrainM
 def _write(folder: Path, module: TrainModule, prepared: Prepared) -> None:
     """Model, code where it needs some, and tokenizer."""
     model: Any = module.backbone.causal_lm
-    end = model.config.eos_token_id
-    model.generation_config = GenerationConfig(
-        bos_token_id=end, eos_token_id=end, pad_token_id=end
-    )
+    # The tokenizer decides how a document ends; None for bytes, whose framing is plain text.
+    tokenizer = prepared.tokenizer()
+    end = None if tokenizer.end_of_document is None else int(tokenizer.encode_prompt("")[0])
+    model.config.bos_token_id = model.config.eos_token_id = end
+    model.generation_config = GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end)
     if module.backbone.recurrent:
         model.config.auto_map = dict(_AUTO_MAP)
         for name in _MLSTM_FILES:
@@ -128,8 +129,8 @@ def _prove(folder: Path, module: TrainModule, recipe: Recipe, prepared: Prepared
     # Written so that a NaN is refused too.
     if not difference <= recipe.export.tolerance:
         raise DataError(
-            f"the exported model's log-probabilities differ from the trained model's by {difference:g} "
-            f"nats, export.tolerance is {recipe.export.tolerance:g}: nothing was exported"
+            f"the exported model's log-probabilities differ by {difference:g} nats from the "
+            f"trained model's, export.tolerance is {recipe.export.tolerance:g}: nothing was exported"
         )
     return difference
 
@@ -149,6 +150,6 @@ def _prove_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     found = library(_PROBE_TEXT, add_special_tokens=False)["input_ids"]
     if found != expected:
         raise DataError(
-            f"AutoTokenizer reads the exported tokenizer differently: {found[:8]}... where the shards "
-            f"were made with {expected[:8]}...: install the transformers version of requirements.txt"
+            f"AutoTokenizer gives ids {found[:8]}... where the shards were made with "
+            f"{expected[:8]}...: install the transformers version of requirements.txt"
         )

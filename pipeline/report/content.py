@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unicodedata import category
 
 import numpy as np
 
@@ -49,15 +50,21 @@ def _cost(run: RunData) -> Section:
     )
     training = run.training
     speed = [
-        ["tokens per second, all devices", show.count(_median(training, "perf/tokens_per_sec"))],
-        ["wait for data per step (ms)", show.decimal(_median(training, "perf/data_wait_ms"), 2)],
-        ["share of peak FLOP/s (MFU)", show.percent(_median(training, "perf/mfu"))],
+        [
+            "tokens per second, all devices (median)",
+            show.count(_median(training, "perf/tokens_per_sec")),
+        ],
+        [
+            "wait for data per step (ms, median)",
+            show.decimal(_median(training, "perf/data_wait_ms"), 2),
+        ],
+        ["share of peak FLOP/s (MFU, median)", show.percent(_median(training, "perf/mfu"))],
     ]
     memory = column(training, "mem/max_allocated_gib")
     peak = None if np.isnan(memory).all() else float(np.nanmax(memory))
-    speed.append(["largest device memory (GiB, not a median)", show.decimal(peak, 2)])
+    speed.append(["largest device memory (GiB)", show.decimal(peak, 2)])
     note = "Seconds are training alone, without evaluation and saving."
-    return Section("Cost", [cost, Paragraph(note), Table(["speed", "median"], speed)])
+    return Section("Cost", [cost, Paragraph(note), Table(["speed", "value"], speed)])
 
 
 def _median(lines: Lines, key: str) -> float | None:
@@ -92,8 +99,11 @@ def _samples(run: RunData) -> Section:
 
 
 def _visible(text: str) -> str:
-    """The text with control characters, which a byte model can write, made visible."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    """The text with what no page can hold, and a byte model can write, made visible."""
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}" if category(c) in ("Cc", "Cs") and c not in "\n\t" else c
+        for c in text
+    )
 
 
 def _sentiment(run: RunData) -> Section:
@@ -151,7 +161,8 @@ def _stages(run: RunData) -> Section:
     rows = []
     for stage, manifest in run.stages.items():
         counts = manifest.get("counts", {})
-        facts = [f"{k} {show.general(v)}" for k, v in counts.items() if not isinstance(v, dict | list)]
+        scalars = {k: v for k, v in counts.items() if not isinstance(v, dict | list)}
+        facts = [f"{name} {show.general(value)}" for name, value in scalars.items()]
         seconds = show.seconds(manifest.get("seconds"))
         rows.append([stage, ", ".join(facts) or show.DASH, seconds])
     header = ["finished stage", "counts", "seconds"]

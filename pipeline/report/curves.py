@@ -13,34 +13,27 @@ def run_pictures(run: RunData, max_points: int) -> list[Picture]:
     """Every picture that the run's metrics can fill."""
     pictures = [_loss(run, max_points), _bits(run, max_points)]
     pictures += [
-        _against_steps(run, "learning_rate", "Learning rate", Axis("learning rate"), max_points),
-        _against_steps(
-            run, "grad_norm", "Gradient norm before clipping", Axis("L2 norm", log=True), max_points
-        ),
+        _learning_rate(run, max_points),
+        _gradient_norm(run, max_points),
         _throughput(run, max_points),
     ]
     return [picture for picture in pictures if picture is not None]
 
 
 def _loss(run: RunData, max_points: int) -> Picture | None:
-    training = Curve(
-        "training", column(run.training, "train/tokens"), column(run.training, "train/loss"), "noisy"
-    )
-    held_out = Curve(
-        "validation",
-        column(run.evaluations, "train/tokens"),
-        column(run.evaluations, "eval/loss"),
-        "points",
-    )
+    tokens = "train/tokens"
+    training, held_out = run.training, run.evaluations
+    curves = [
+        Curve("training", column(training, tokens), column(training, "train/loss"), "noisy"),
+        Curve("validation", column(held_out, tokens), column(held_out, "eval/loss"), "points"),
+    ]
     loss = Axis("loss (nats per token)")
-    return draw("loss", "Loss while training", TOKENS, loss, [training, held_out], max_points)
+    return draw("loss", "Loss while training", TOKENS, loss, curves, max_points)
 
 
 def _bits(run: RunData, max_points: int) -> Picture | None:
     seconds = column(run.evaluations, "time/train_s")
-    curves = [
-        Curve("validation", seconds, column(run.evaluations, "eval/bits_per_byte"), "points")
-    ]
+    curves = [Curve("validation", seconds, column(run.evaluations, "eval/bits_per_byte"), "points")]
     unigram = run.unigram("validation")
     if unigram is not None and len(seconds):
         label = "byte frequencies alone (unigram)"
@@ -49,12 +42,18 @@ def _bits(run: RunData, max_points: int) -> Picture | None:
     return draw("bits_per_byte", title, SECONDS, BITS, curves, max_points)
 
 
-def _against_steps(
-    run: RunData, metric: str, title: str, axis: Axis, max_points: int
-) -> Picture | None:
-    values = column(run.training, f"train/{metric}")
-    curve = Curve(metric.replace("_", " "), column(run.training, "step"), values)
-    return draw(metric, title, STEPS, axis, [curve], max_points)
+def _learning_rate(run: RunData, max_points: int) -> Picture | None:
+    steps = column(run.training, "step")
+    rate = Curve("learning rate", steps, column(run.training, "train/learning_rate"))
+    axis = Axis("learning rate")
+    return draw("learning_rate", "Learning rate", STEPS, axis, [rate], max_points)
+
+
+def _gradient_norm(run: RunData, max_points: int) -> Picture | None:
+    steps = column(run.training, "step")
+    norm = Curve("gradient norm", steps, column(run.training, "train/grad_norm"), "noisy")
+    axis = Axis("L2 norm", log=True)
+    return draw("grad_norm", "Gradient norm before clipping", STEPS, axis, [norm], max_points)
 
 
 def _throughput(run: RunData, max_points: int) -> Picture | None:
@@ -64,5 +63,5 @@ def _throughput(run: RunData, max_points: int) -> Picture | None:
         column(run.training, "perf/tokens_per_sec"),
         "noisy",
     )
-    axis = Axis("tokens per second", prefixes=True)
+    axis = Axis("tokens per second", prefixes=True, zero=True)
     return draw("throughput", "Throughput", STEPS, axis, [speed], max_points)

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter
+from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, LogFormatter
 
 from pipeline.report.document import Picture
 
@@ -23,17 +23,18 @@ _SMOOTHING_SHARE = 1 / 50  # of all points, averaged in the strong line over a n
 
 @dataclass(frozen=True)
 class Axis:
-    """A label with its unit. `prefixes` writes 1.5 M for 1,500,000."""
+    """A label with its unit. `prefixes` writes 1.5 M for 1,500,000; `zero` shows the origin."""
 
     label: str
     prefixes: bool = False
     log: bool = False
+    zero: bool = False
 
 
 STEPS = Axis("optimizer step")
-TOKENS = Axis("training tokens (M = 10⁶, G = 10⁹)", prefixes=True)
+TOKENS = Axis("training tokens (k = 10³, M = 10⁶, G = 10⁹)", prefixes=True)
 SECONDS = Axis("training time (seconds)")
-FLOPS = Axis("counted FLOPs (T = 10¹², P = 10¹⁵)", prefixes=True)
+FLOPS = Axis("counted FLOPs (G = 10⁹, T = 10¹², P = 10¹⁵)", prefixes=True)
 BITS = Axis("bits per byte")
 
 
@@ -119,8 +120,12 @@ def _label(axes: Axes, x: Axis, y: Axis) -> None:
     axes.xaxis.set_major_formatter(_formatter(x))
     if y.log:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     else:
         axes.yaxis.set_major_formatter(_formatter(y))
+    if y.zero:
+        axes.set_ylim(bottom=0)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
 

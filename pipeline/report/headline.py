@@ -101,11 +101,11 @@ def _state(run: RunData) -> str:
 
 
 def _table(held_out: HeldOut) -> Table:
-    metrics = held_out.metrics
+    metrics, unigram = held_out.metrics, held_out.unigram
     rows = [
-        ["bits per byte", show.decimal(metrics.get("bits_per_byte")), show.decimal(held_out.unigram)],
+        ["bits per byte", show.decimal(metrics.get("bits_per_byte")), show.decimal(unigram)],
         ["bits per character", show.decimal(metrics.get("bits_per_character")), show.DASH],
-        ["perplexity per byte", show.decimal(metrics.get("ppl_per_byte")), _ppl(held_out.unigram)],
+        ["perplexity per byte", show.decimal(metrics.get("ppl_per_byte")), _ppl(unigram)],
         ["perplexity per token", show.decimal(metrics.get("ppl_per_token")), show.DASH],
     ]
     return Table(["held-out text", "model", "unigram baseline"], rows)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from pipeline.report.document import Block, Code, Document, Paragraph, Picture, Sample, Table
 
-_SPECIAL = re.compile(r"([\\`*_\[\]|])")
+_SPECIAL = re.compile(r"([\\`*_|])")
 _BACKTICKS = re.compile("`+")
 
 

@@ -1,0 +1,113 @@
+"""python -m pipeline COMMAND: run a recipe's stages, ask where they stand, make a new recipe.
+
+    python -m pipeline run recipes/demo_mlstm.yaml           every stage that is not up to date
+    python -m pipeline run studies/demo_seeds.yaml --detach  all arms of a study
+    python -m pipeline status recipes/demo_mlstm.yaml        what is done, what would run and why
+    python -m pipeline compare runs/a runs/b                 two runs side by side
+    python -m pipeline init reviews.csv --minutes 30         a recipe for your own text
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from data_prep.errors import run_main
+
+_STAGES = {
+    "pretrain": "train the model (starts the processes itself)",
+    "export": "write a folder that transformers loads",
+    "finetune": "train a classifier from the export",
+    "evaluate": "held-out loss, sentiment and samples of the export",
+    "report": "write report.html and report.md",
+}
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = _with_recipe(commands, "run", "bring every stage up to date; also runs a study file")
+    run.add_argument("--detach", action="store_true", help="studies: go on in the background")
+    _verify(run)
+    _verify(_with_recipe(commands, "status", "say which stages are up to date, and why not"))
+    _with_recipe(commands, "preflight", "check machine, recipe and data before a run")
+    for name, text in _STAGES.items():
+        _verify(_with_recipe(commands, name, text))
+    compare = commands.add_parser("compare", help="lay runs side by side")
+    compare.add_argument("runs", nargs="+", type=Path, help="run folders; the first is the base")
+    compare.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder of the page")
+    init = commands.add_parser("init", help="write a recipe for your own text")
+    init.add_argument("file", type=Path, help="CSV, JSON lines, Parquet or text, plain, .gz or .xz")
+    init.add_argument("--minutes", type=float, default=30, help="time to train (default 30)")
+    init.add_argument("--out", type=Path, help="recipe to write (default recipes/NAME.yaml)")
+    init.add_argument("--kind", choices=("transformer", "mlstm"), default="transformer")
+    commands.add_parser("keys", help="explain every recipe key with type, unit and default")
+    return parser.parse_args(argv)
+
+
+def _with_recipe(commands: argparse._SubParsersAction, name: str, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.add_argument("recipe", type=Path, help="YAML file of recipes/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted recipe keys")
+    return parser
+
+
+def _verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--verify", action="store_true", help="hash every file instead of trusting dates")
+
+
+def main(argv: list[str]) -> None:
+    arguments = parse(argv)
+    if arguments.command == "compare":
+        from pipeline.report.compare import compare_runs
+
+        print(compare_runs(arguments.runs, arguments.out))
+    elif arguments.command == "init":
+        from pipeline.init import init_recipe
+
+        out = arguments.out or Path("recipes") / f"{arguments.file.name.split('.')[0]}.yaml"
+        init_recipe(arguments.file, out, arguments.minutes, kind=arguments.kind)
+    elif arguments.command == "keys":
+        from data_prep.recipe.loader import describe
+        from pipeline.recipe import Recipe
+
+        print(describe(Recipe))
+    else:
+        _with_loaded_recipe(arguments)
+
+
+def _with_loaded_recipe(arguments: argparse.Namespace) -> None:
+    from data_prep.recipe.loader import read_tree
+    from pipeline.recipe import load_recipe
+    from pipeline.stages import runner
+
+    command = arguments.command
+    if command == "run" and "grid" in read_tree(arguments.recipe):
+        from pipeline.stages.study import run_study
+
+        run_study(arguments.recipe, detach=arguments.detach)
+        return
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if command == "preflight":
+        from pipeline.environment import prepare_environment
+        from pipeline.preflight import preflight
+
+        prepare_environment()
+        preflight(recipe)
+    elif command == "status":
+        runner.print_status(recipe, verify=arguments.verify)
+    else:
+        names = runner.ALL if command == "run" else (command,)
+        runner.run_stages(recipe, names, verify=arguments.verify)
+        if command == "run":
+            runner.print_results(recipe)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

@@ -1,0 +1,28 @@
+"""Accuracies with what is needed to read them: an interval, and that of the easiest answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+_LEVEL = 0.95
+
+
+def accuracy_interval(correct: np.ndarray, samples: int, seed: int) -> dict[str, Any]:
+    """`accuracy`, a share of 1, and `interval`, the limits of its 95% percentile-bootstrap interval.
+
+    `correct` (n,) bool: whether each test text was classified rightly; n > 0.
+    """
+    accuracy = float(np.mean(correct))
+    # n draws with replacement from n zeros and ones have a binomial number of ones.
+    ones = np.random.default_rng(seed).binomial(len(correct), accuracy, samples)
+    low, high = np.quantile(ones / len(correct), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    return {"accuracy": accuracy, "interval": [float(low), float(high)]}
+
+
+def majority_accuracy(labels: np.ndarray, test: np.ndarray) -> float:
+    """Accuracy on the test indices of always saying the most frequent label of the others."""
+    known = np.delete(labels, test)
+    values, counts = np.unique(known, return_counts=True)
+    return float(np.mean(labels[test] == values[counts.argmax()]))

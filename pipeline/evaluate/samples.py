@@ -1,0 +1,59 @@
+"""Texts that the model writes when given their beginnings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from data_prep.errors import RecipeError
+from pipeline.evaluate.model import LanguageModel
+
+
+@torch.no_grad()
+def samples(
+    model: LanguageModel, prompts: Sequence[str], tokens: int, temperature: float, seed: int
+) -> list[dict[str, Any]]:
+    """For each prompt its continuation, how many tokens that is, and why it ended there.
+
+    Sampled from the whole distribution at `temperature`. `ended` is `end of document`, `length`
+    (`tokens` were written) or `positions` (the Transformer's last position was reached). The same
+    seed gives the same texts. RecipeError when a prompt leaves no position to write at.
+    """
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        return [_continue(model, prompt, tokens, temperature) for prompt in prompts]
+
+
+def _continue(model: LanguageModel, prompt: str, tokens: int, temperature: float) -> dict[str, Any]:
+    ids = torch.from_numpy(model.tokenizer.encode_prompt(prompt).astype("int64"))
+    ids = ids.unsqueeze(0).to(model.device)
+    room = tokens
+    if model.position_limit is not None:
+        room = min(tokens, model.position_limit - ids.shape[1])
+    if room < 1 or not ids.shape[1]:
+        raise RecipeError(
+            f"eval.prompts: {prompt!r:.60} is {ids.shape[1]} tokens, the model has "
+            f"{model.position_limit} positions: use a prompt that is neither empty nor that long"
+        )
+    out = model.model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=room,
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,  # the library's default cuts the distribution off at 50 ids
+        top_p=1.0,
+    )
+    written = out[0, ids.shape[1] :].cpu().numpy()
+    if len(written) == room and written[-1] != model.model.generation_config.eos_token_id:
+        ended = "length" if room == tokens else "positions"
+    else:
+        ended = "end of document"
+    return {
+        "prompt": prompt,
+        "text": model.tokenizer.decode(written),
+        "tokens": len(written),
+        "ended": ended,
+    }

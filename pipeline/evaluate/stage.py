@@ -1,0 +1,75 @@
+"""The evaluate stage: everything the `eval` section asks of an exported model.
+
+Results are written together at the end, so a failed stage leaves nothing that stands in the way of
+running it again.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from data_prep.errors import DataError, RecipeError
+from data_prep.shards import Prepared
+from pipeline.evaluate.heldout import heldout
+from pipeline.evaluate.model import LanguageModel
+from pipeline.evaluate.samples import samples
+from pipeline.evaluate.sentiment import sentiment
+from pipeline.recipe import Recipe
+from pipeline.run_folder import RunFolder, StageOutput
+
+
+def evaluate_model(recipe: Recipe) -> StageOutput:
+    """Write evals/heldout.json, and samples.json and sentiment.json where the recipe asks for them.
+
+    RecipeError when one of them exists already; DataError when there is no export, when it was made
+    with another tokenizer, or when an evaluation's text is not what the recipe says.
+    """
+    started = time.monotonic()
+    run = RunFolder(recipe.run_folder)
+    names = ["heldout"]
+    names += ["samples"] if recipe.eval.prompts else []
+    names += ["sentiment"] if recipe.eval.sentiment else []
+    paths = {name: run.evals / f"{name}.json" for name in names}
+    for path in paths.values():
+        if path.exists():
+            raise RecipeError(f"{path} exists, and nothing is overwritten: move it away")
+    model = LanguageModel.load(recipe.export_folder)
+    results: dict[str, Any] = {"heldout": _heldout(recipe, model)}
+    if recipe.eval.prompts:
+        section = recipe.eval
+        results["samples"] = samples(
+            model, section.prompts, section.sample_tokens, section.temperature, recipe.run.seed
+        )
+    if recipe.eval.sentiment:
+        results["sentiment"] = sentiment(
+            model, recipe.eval.sentiment, recipe.data.clean, recipe.run.seed
+        )
+    outputs = [run.write_json(paths[name], results[name]) for name in names]
+    counts = {
+        "bits_per_byte": results["heldout"]["bits_per_byte"],
+        "tokens": results["heldout"]["tokens"],
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    if recipe.eval.sentiment:
+        counts["sentiment_accuracy"] = results["sentiment"]["accuracy"]
+    return StageOutput(outputs, counts)
+
+
+def _heldout(recipe: Recipe, model: LanguageModel) -> dict[str, Any]:
+    """The loss on the test split, beside that of byte frequencies."""
+    prepared = Prepared.open(recipe.data.folder)
+    if model.tokenizer.fingerprint != prepared.tokenizer_fingerprint:
+        raise DataError(
+            f"{recipe.export_folder} reads tokenizer {model.tokenizer.fingerprint[:12]}, "
+            f"{prepared.folder} holds {prepared.tokenizer_fingerprint[:12]}: correct data.folder"
+        )
+    result = heldout(
+        model,
+        prepared.split("test"),
+        recipe.batch.window_tokens,
+        recipe.eval.batch,
+        recipe.eval.max_tokens,
+    )
+    unigram = prepared.manifest["splits"]["test"]["unigram_bits_per_byte"]
+    return {"split": "test"} | result | {"unigram_bits_per_byte": unigram}

@@ -1,0 +1,1 @@
+"""A classifier on labelled text, from an exported model."""

@@ -1,0 +1,161 @@
+"""Checks before any memory is taken: tick or cross with the reason, exit code 2 on a cross.
+
+`dry_run` validates a recipe without its data being there; `preflight` also looks at the machine and
+at the prepared shards.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from data_prep.errors import DataError, PipelineError, RecipeError
+from data_prep.manifest import versions
+from pipeline.heads.build import build_head
+from pipeline.models.build import build_backbone, parameter_count
+from pipeline.recipe import Recipe
+from pipeline.recipe.deepspeed import derive_deepspeed, resolve_dtype, template_path
+from pipeline.train.module import TrainModule
+
+_GIB = 2**30
+
+
+def dry_run(recipe: Recipe) -> None:
+    """Validate recipe and DeepSpeed JSON and build the model on the meta device. No step is taken."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    dtype = resolve_dtype(recipe, cuda_bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+    config = derive_deepspeed(recipe, world_size, dtype)
+    check_zero_keys(recipe, config)
+    module = meta_module(recipe)
+    batch = recipe.batch
+    print(f"recipe           {recipe.run.name}: valid")
+    print(f"DeepSpeed JSON   {template_path(recipe)}: valid, ZeRO {recipe.engine.zero_stage}, {dtype}")
+    print(
+        f"batch            {batch.global_batch} = {world_size} devices x {batch.micro_batch} micro-batch "
+        f"x {recipe.accumulation(world_size)} accumulation, {batch.window_tokens} tokens each"
+    )
+    print(f"model            {parameter_count(module) / 1e6:.2f} M parameters (meta device)")
+    flops = 3 * (module.backbone.flops_per_token(batch.window_tokens) + module.head.dense_flops())
+    tokens = recipe.run.steps * batch.global_batch * batch.window_tokens
+    print(f"training         {tokens / 1e6:.1f} M tokens, {flops * tokens:.3g} FLOPs")
+    for line in memory_lines(recipe, module, world_size, dtype):
+        print(line)
+
+
+def check_zero_keys(recipe: Recipe, config: dict[str, object]) -> None:
+    """DeepSpeed's own check of the keys inside `zero_optimization`, as one message."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    try:
+        DeepSpeedZeroConfig(**config["zero_optimization"])  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RecipeError(f"{template_path(recipe)}: zero_optimization.{where}: {first['msg']}") from None
+
+
+def meta_module(recipe: Recipe) -> TrainModule:
+    """Backbone and head without memory; the vocabulary is the tokenizer section's."""
+    vocab_size = 256 if recipe.tokenizer.kind == "bytes" else recipe.tokenizer.vocab_size
+    with torch.device("meta"):
+        backbone = build_backbone(recipe.model, vocab_size, recipe.batch.window_tokens, {})
+        return TrainModule(backbone, build_head(recipe.head, backbone))
+
+
+def memory_lines(recipe: Recipe, module: TrainModule, world_size: int, dtype: str) -> list[str]:
+    """Weights, gradients and optimizer state per device; activations depend on the architecture."""
+    parameters, stage = parameter_count(module), recipe.engine.zero_stage
+    width = 4 if dtype == "fp32" else 2
+    weights = parameters * width / (world_size if stage >= 3 else 1)
+    gradients = parameters * width / (world_size if stage >= 2 else 1)
+    masters = 0 if dtype == "fp32" and stage == 0 else 4
+    state = parameters * (8 + masters) / (world_size if stage >= 1 else 1)
+    vocabulary = module.backbone.output_weight()
+    assert vocabulary is not None
+    chunk = min(recipe.head.chunk_tokens, recipe.batch.micro_batch * recipe.batch.window_tokens)
+    logits = 3 * 4 * chunk * vocabulary.shape[0]
+    rows = {"weights": weights, "gradients": gradients, "optimizer": state, "logits": logits}
+    return [f"memory           {name:<10} {size / _GIB:8.3f} GiB per device" for name, size in rows.items()]
+
+
+def preflight(recipe: Recipe) -> None:
+    """Run every check, print ticks and crosses. RecipeError or DataError when one fails."""
+    checks: dict[str, Callable[[], str]] = {
+        "versions": _versions,
+        "recipe and DeepSpeed JSON": lambda: _recipe(recipe),
+        "prepared data": lambda: _data(recipe),
+        "run folder": lambda: _run_folder(recipe),
+        "disk": lambda: _disk(recipe),
+        "extension locks": _locks,
+    }
+    failures: list[PipelineError] = []
+    for name, check in checks.items():
+        try:
+            print(f"✓ {name}: {check()}")
+        except PipelineError as error:
+            print(f"✗ {name}: {error}", file=sys.stderr)
+            failures.append(error)
+    if failures:
+        kind = DataError if all(isinstance(f, DataError) for f in failures) else RecipeError
+        raise kind(f"preflight found {len(failures)} problem(s), see above")
+
+
+def _versions() -> str:
+    found = versions("torch", "deepspeed", "transformers", "tokenizers", "accelerate")
+    return ", ".join(f"{name} {version}" for name, version in found.items())
+
+
+def _recipe(recipe: Recipe) -> str:
+    config = derive_deepspeed(recipe, 1, resolve_dtype(recipe, cuda_bf16=False))
+    check_zero_keys(recipe, config)
+    return f"{parameter_count(meta_module(recipe)) / 1e6:.2f} M parameters"
+
+
+def _data(recipe: Recipe) -> str:
+    from pipeline.train.start import check_prepared
+
+    prepared = check_prepared(recipe)
+    splits = prepared.manifest["splits"]
+    return ", ".join(f"{name} {entry['tokens']} tokens" for name, entry in splits.items())
+
+
+def _run_folder(recipe: Recipe) -> str:
+    from pipeline.train.checkpoint import resolve_resume
+
+    recipe.run_folder.mkdir(parents=True, exist_ok=True)
+    probe = recipe.run_folder / ".write-test"
+    try:
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise RecipeError(f"{recipe.run_folder} cannot be written: {error.strerror}") from None
+    found = resolve_resume(recipe.run.resume, recipe.run_folder / "checkpoints")
+    return f"{recipe.run_folder}, " + (f"will resume from {found.name}" if found else "starts fresh")
+
+
+def _disk(recipe: Recipe) -> str:
+    need = 2 * 16 * parameter_count(meta_module(recipe))  # two checkpoints of weights and Adam state
+    free = shutil.disk_usage(recipe.run_folder if recipe.run_folder.exists() else ".").free
+    if free < need:
+        raise RecipeError(
+            f"{free / _GIB:.1f} GiB free where the run folder lies, two checkpoints need "
+            f"{need / _GIB:.1f} GiB: free some space or set run.folder"
+        )
+    return f"{free / _GIB:.1f} GiB free, {need / _GIB:.2f} GiB needed for two checkpoints"
+
+
+def _locks() -> str:
+    """A build that was killed leaves a lock that makes every later start wait for ever."""
+    cache = Path(os.environ.get("TORCH_EXTENSIONS_DIR", "/nonexistent"))
+    for lock in cache.glob("*/lock") if cache.is_dir() else []:
+        age_s = time.time() - lock.stat().st_mtime
+        if age_s > 600:
+            raise RecipeError(f"{lock} is {age_s / 60:.0f} minutes old, from a build that was killed: delete it")
+    return "none stale"

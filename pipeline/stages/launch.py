@@ -1,0 +1,62 @@
+"""Starting the training processes of a run and reading how they ended."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from data_prep.errors import DataError, Diverged, PipelineError, RecipeError, StoppedAndSaved
+from data_prep.manifest import write_atomic
+from pipeline.recipe import Recipe
+from pipeline.run_folder import RunFolder, StageOutput
+
+_ERRORS: dict[int, type[PipelineError]] = {
+    error.exit_code: error for error in (RecipeError, DataError, Diverged, StoppedAndSaved)
+}
+
+
+def launch_pretrain(recipe: Recipe) -> StageOutput:
+    """Train in processes of their own: one on a CPU or a single GPU, else one for each GPU.
+
+    Raises the error that belongs to the exit code.
+    """
+    folder = RunFolder(recipe.run_folder)
+    folder.root.mkdir(parents=True, exist_ok=True)
+    resolved = folder.root / "recipe.yaml"
+    write_atomic(resolved, recipe.to_yaml())
+    code = subprocess.run(_command(resolved), check=False).returncode
+    if code == 130:
+        raise KeyboardInterrupt
+    if code != 0:
+        error = _ERRORS.get(code, PipelineError)
+        raise error(f"training ended with exit code {code}, see its message above")
+    status = folder.read_json(folder.status)
+    latest = (folder.checkpoints / "latest").read_text("utf-8").strip()
+    checkpoint = folder.checkpoints / latest
+    root = folder.root
+    return StageOutput(
+        outputs=[checkpoint / "manifest.json", folder.metrics],
+        counts={
+            "parameters": status["parameters"],
+            "tokens": status["tokens"],
+            "steps": status["step"],
+            "train_s": status["train_s"],
+            "checkpoint": latest,
+        },
+        belongs=[
+            folder.checkpoints, folder.metrics, folder.status, folder.config, resolved,
+            root / "ds_config.json", root / "env.json", root / "command.txt", root / "tb",
+        ],
+    )  # fmt: skip
+
+
+def _command(recipe: Path) -> list[str]:
+    import torch
+
+    script = str(Path(__file__).resolve().parents[2] / "run_pretrain.py")
+    gpus = torch.cuda.device_count()
+    if gpus > 1:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        return [*torchrun, f"--nproc_per_node={gpus}", script, str(recipe)]
+    return [sys.executable, script, str(recipe)]

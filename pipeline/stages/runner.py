@@ -1,0 +1,149 @@
+"""Running stages: skip what is current, move aside what is superseded, write manifests last."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+
+from data_prep.errors import RecipeError
+from data_prep.manifest import (
+    FileRecord,
+    read_manifest,
+    stage_is_current,
+    stage_manifest,
+    versions,
+    write_manifest,
+)
+from data_prep.prepare import prepare_status, prepare_tree
+from pipeline.recipe import Recipe
+from pipeline.run_folder import RunFolder
+from pipeline.stages.graph import STAGES, Stage
+
+ALL = ("prepare", *(stage.name for stage in STAGES))
+
+
+def run_stages(recipe: Recipe, names: Sequence[str], *, verify: bool = False) -> None:
+    """Bring the named stages up to date, in the order of the graph."""
+    if "prepare" in names:
+        run_prepare(recipe)
+    for stage in STAGES:
+        if stage.name in names and stage.wanted(recipe):
+            run_stage(stage, recipe, verify=verify)
+
+
+def run_prepare(recipe: Recipe) -> None:
+    tree = recipe.model_dump(mode="json")
+    if prepare_status(tree) is None:
+        print(f"prepare   up to date: {recipe.data.folder}")
+    else:
+        prepare_tree(tree)
+
+
+def run_stage(stage: Stage, recipe: Recipe, *, verify: bool = False) -> None:
+    """One stage, unless it is current. Its old outputs are moved aside, never overwritten."""
+    reason = status_of(stage, recipe, verify=verify)
+    if reason is None:
+        print(f"{stage.name:<9} up to date")
+        return
+    for path in stage.inputs(recipe):
+        if not path.is_file():
+            raise RecipeError(_missing(stage, path))
+    print(f"{stage.name:<9} running ({reason})")
+    move_aside(stage, recipe)
+    inputs = [FileRecord.of(path) for path in stage.inputs(recipe)]
+    began = perf_counter()
+    output = stage.work(recipe)
+    manifest = stage.manifest(recipe)
+    manifest.parent.mkdir(parents=True, exist_ok=True)
+    write_manifest(
+        manifest,
+        stage_manifest(
+            stage.name,
+            stage.hash(recipe),
+            inputs,
+            [_record(path, manifest.parent) for path in _files(output.outputs)],
+            counts=output.counts,
+            seconds=round(perf_counter() - began, 3),
+            belongs=[os.path.relpath(path, manifest.parent) for path in output.belongs or output.outputs],
+            versions=versions("torch", "deepspeed", "transformers", "tokenizers", "numpy"),
+        ),
+    )
+    print(f"{stage.name:<9} done in {perf_counter() - began:.1f} s")
+
+
+def status_of(stage: Stage, recipe: Recipe, *, verify: bool = False) -> str | None:
+    """None when the stage is done and current, else why it must run."""
+    return stage_is_current(stage.manifest(recipe), stage.hash(recipe), stage.inputs(recipe), verify)
+
+
+def print_status(recipe: Recipe, *, verify: bool = False) -> None:
+    """A line a stage: up to date, not asked for, or why it must run."""
+    try:
+        reason = prepare_status(recipe.model_dump(mode="json"))
+    except Exception as error:  # a missing corpus is a status too
+        reason = str(error)
+    print(f"{'prepare':<9} {reason or 'up to date'}")
+    for stage in STAGES:
+        if not stage.wanted(recipe):
+            print(f"{stage.name:<9} not asked for")
+            continue
+        print(f"{stage.name:<9} {status_of(stage, recipe, verify=verify) or 'up to date'}")
+
+
+def move_aside(stage: Stage, recipe: Recipe) -> None:
+    """Move the outputs that an earlier run of this stage listed into `superseded/`.
+
+    Only what a manifest proves to be ours is moved; anything else is left for the stage to refuse.
+    """
+    manifest = stage.manifest(recipe)
+    if not manifest.is_file():
+        return
+    folder = RunFolder(recipe.run_folder).root / "superseded"
+    number = 1
+    while (folder / f"{stage.name}-{number}").exists():
+        number += 1
+    target = folder / f"{stage.name}-{number}"
+    target.mkdir(parents=True)
+    for name in read_manifest(manifest).get("belongs", []):
+        path = manifest.parent / name
+        if path.exists():
+            os.rename(path, target / path.name)
+    os.rename(manifest, target / manifest.name)
+
+
+def _record(path: Path, base: Path) -> FileRecord:
+    record = FileRecord.of(path)
+    return FileRecord(os.path.relpath(path, base), record.size, record.mtime_ns, record.sha256)
+
+
+def _files(outputs: Sequence[Path]) -> list[Path]:
+    files: list[Path] = []
+    for path in outputs:
+        files += sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return files
+
+
+def _missing(stage: Stage, path: Path) -> str:
+    name = path.stem if path.parent.name == "stages" else "prepare"
+    if name in ALL:
+        command = "python -m data_prep prepare" if name == "prepare" else f"python -m pipeline {name}"
+        return f"{stage.name} needs {path}, which is not there: run `{command} RECIPE` first"
+    return f"{stage.name} needs {path}, which does not exist"
+
+
+def print_results(recipe: Recipe) -> None:
+    """The table at the end of a run, and where the report lies."""
+    folder = RunFolder(recipe.run_folder)
+    heldout = folder.read_json(folder.evals / "heldout.json") or {}
+    sentiment = folder.read_json(folder.evals / "sentiment.json") or {}
+    rows = [
+        ("held-out bits per byte", heldout.get("bits_per_byte"), heldout.get("unigram_bits_per_byte"), "unigram"),
+        ("sentiment accuracy", sentiment.get("accuracy"), sentiment.get("majority_accuracy"), "majority"),
+    ]
+    print(f"\n{recipe.run.name:<26} {'model':>8} {'baseline':>9}")
+    for name, ours, baseline, which in rows:
+        if ours is not None:
+            print(f"{name:<26} {ours:>8.3f} {baseline:>9.3f}  ({which})")
+    print(f"report: {folder.root / 'report.html'}")

@@ -1,0 +1,82 @@
+"""Studies: arms x seeds over one recipe, one after another, resumable after a kill.
+
+Every arm is an ordinary run under `runs/STUDY/`, so a study that is started again skips what is
+done and resumes what was cut off. At the end one table and one comparison page.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from data_prep.errors import PipelineError, RecipeError
+from pipeline.recipe import Recipe, load_grid, load_recipe
+from pipeline.recipe.grid import GridConfig
+from pipeline.stages.runner import ALL, run_stages
+
+_FOLDER = Path("runs")
+
+
+def run_study(path: Path, *, detach: bool = False) -> None:
+    """Run all arms of a study file. `detach` goes on in the background and returns at once.
+
+    Every arm's recipe is validated before the first one starts. An arm that fails is reported and
+    the others still run; the study then ends with that arm's error.
+    """
+    grid = load_grid(path)
+    arms = expand(grid)
+    out = _FOLDER / grid.name
+    if detach:
+        _detach(path, out)
+        return
+    # A closed terminal must not end a study of hours.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    failures: list[PipelineError] = []
+    for number, (name, recipe) in enumerate(arms, 1):
+        print(f"== {grid.name}: {name} ({number} of {len(arms)})", flush=True)
+        try:
+            run_stages(recipe, grid.stages)
+        except PipelineError as error:
+            print(f"error: {name}: {error}", file=sys.stderr)
+            failures.append(error)
+    _summarise(grid, arms, out)
+    if failures:
+        raise type(failures[0])(f"{len(failures)} of {len(arms)} runs failed, see above")
+
+
+def expand(grid: GridConfig) -> list[tuple[str, Recipe]]:
+    """(run name, recipe) of every arm and seed, in the order in which they run."""
+    if unknown := set(grid.stages) - set(ALL):
+        raise RecipeError(f"grid.stages: {sorted(unknown)} are not stages; there are {', '.join(ALL)}")
+    runs = []
+    for seed in grid.seeds:
+        for arm, overrides in grid.arms.items():
+            name = f"{arm}-seed{seed}"
+            fixed = [f"run.name={name}", f"run.folder={_FOLDER / grid.name}", f"run.seed={seed}"]
+            runs.append((name, load_recipe(grid.recipe, [*grid.shared, *overrides, *fixed])))
+    return runs
+
+
+def _summarise(grid: GridConfig, arms: list[tuple[str, Recipe]], out: Path) -> None:
+    from pipeline.report.compare import study_table
+
+    groups: dict[str, list[Path]] = {arm: [] for arm in grid.arms}
+    for name, recipe in arms:
+        if (recipe.run_folder / "metrics.jsonl").is_file():
+            groups[name.rpartition("-seed")[0]].append(recipe.run_folder)
+    done = {arm: folders for arm, folders in groups.items() if folders}
+    if done:
+        print(study_table(done, out, grid.name))
+
+
+def _detach(path: Path, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    log = out / "study.log"
+    with log.open("a") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline", "run", str(path)],
+            stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True,
+        )  # fmt: skip
+    print(f"study runs in the background as process {process.pid}, log {log}")

@@ -1,0 +1,63 @@
+"""Interrupted and resumed equals uninterrupted, to the last bit, on the same number of ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.pipeline.tiny import losses, metrics, write_recipe
+from tests.ranks import run_ranks
+
+
+def rank_train(rank: int, recipe: str, overrides: list[str], stop_at: int | None) -> Any:
+    """Train; `stop_at` asks for a stop, on one rank only, when that step has been applied."""
+    from data_prep.errors import StoppedAndSaved
+    from pipeline.recipe import load_recipe
+    from pipeline.train import loop
+    from pipeline.train.engine import init_distributed
+    from pipeline.train.start import start_run
+    from pipeline.train.stop import STOP
+
+    init_distributed(2)
+    run = start_run(load_recipe(recipe, overrides))
+    if stop_at is not None and rank == run.engine.world_size - 1:
+        run.stop.pending = lambda: STOP if run.clock.applied >= stop_at - 1 else 0  # type: ignore[method-assign]
+    try:
+        loop.train(run)
+    except StoppedAndSaved:
+        pass
+    run.loader.close()
+    run.monitor.close()
+    return run.clock.to_dict(), run.lanes.gather()
+
+
+def straight_and_interrupted(tmp_path: Path, kind: str, stage: int, world: int, **changes: Any) -> Any:
+    recipe = str(write_recipe(tmp_path, kind, engine__zero_stage=stage, **changes))
+    straight = run_ranks(world, rank_train, recipe, ["run.name=straight"], None)
+    run_ranks(world, rank_train, recipe, ["run.name=cut"], 3)
+    assert len(losses(tmp_path / "runs/cut")) == 3
+    resumed = run_ranks(world, rank_train, recipe, ["run.name=cut", "run.resume=must"], None)
+    return straight, resumed
+
+
+# The full matrix is `long`; these pairs cover every stage with each model and rank count.
+PAIRS = [("mlstm", 0, 2), ("mlstm", 1, 2), ("mlstm", 2, 2), ("mlstm", 3, 2),
+         ("transformer", 0, 2), ("transformer", 1, 2), ("transformer", 2, 2), ("transformer", 3, 2),
+         ("mlstm", 0, 1), ("transformer", 0, 1)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "stage", "world"), PAIRS)
+def test_resumed_run_is_the_uninterrupted_run(tmp_path: Path, kind: str, stage: int, world: int) -> None:
+    straight, resumed = straight_and_interrupted(tmp_path, kind, stage, world)
+    assert losses(tmp_path / "runs/cut") == losses(tmp_path / "runs/straight")
+    assert len(losses(tmp_path / "runs/cut")) == 6
+    evals = [[m["eval/loss"] for m in metrics(tmp_path / f"runs/{n}") if "eval/loss" in m] for n in ("cut", "straight")]
+    assert evals[0] == evals[1] and len(evals[0]) == 2
+    for (clock, lanes), (clock2, lanes2) in zip(straight, resumed, strict=True):
+        assert clock == clock2
+        assert lanes.keys() == lanes2.keys()
+        assert all((lanes[k] == lanes2[k]).all() for k in lanes)
+    instances = [m["instances"] for m in metrics(tmp_path / "runs/cut") if "train/loss" in m]
+    assert instances == [8 * (i + 1) for i in range(6)]

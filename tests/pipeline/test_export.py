@@ -1,0 +1,244 @@
+"""Export: the folder others load gives the trained model, or there is no folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from data_prep.errors import DataError, RecipeError
+from data_prep.manifest import FileRecord
+from data_prep.shards import Prepared
+from data_prep.tokenizers import load_tokenizer
+from pipeline.export import hf
+from pipeline.export.hf import export_model
+from pipeline.export.register import register_models
+from pipeline.export.weights import read_weights
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.train.module import TrainModule, build_module
+from tests.pipeline.tiny import write_recipe
+
+KINDS = ("mlstm", "gpt2")
+
+
+def make_checkpoint(recipe: Recipe, seed: int = 99) -> TrainModule:
+    """A stage-0 checkpoint of weights that no freshly built module has."""
+    prepared = Prepared.open(recipe.data.folder)
+    module = build_module(recipe, prepared).eval()
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    folder = recipe.run_folder / "checkpoints" / "global_step6"
+    folder.mkdir(parents=True)
+    torch.save({"module": module.state_dict()}, folder / "mp_rank_00_model_states.pt")
+    trainer = {
+        "clock": {"iteration": 6, "instances": 48, "applied": 6},
+        "zero_stage": 0,
+        "world_size": 1,
+        "dtype": "fp32",
+        "tokenizer_fingerprint": prepared.tokenizer_fingerprint,
+        "data_fingerprint": prepared.fingerprint,
+    }
+    (folder / "trainer.json").write_text(json.dumps(trainer))
+    files = [asdict(FileRecord.of(path, folder)) for path in sorted(folder.iterdir())]
+    (folder / "manifest.json").write_text(json.dumps({"files": files}))
+    return module
+
+
+@pytest.fixture(params=KINDS)
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Recipe, TrainModule]:
+    recipe = load_recipe(write_recipe(tmp_path, request.param))
+    return recipe, make_checkpoint(recipe)
+
+
+def trained_log_probs(module: TrainModule, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return module.head.log_prob(module.backbone(ids, None, None)[0])
+
+
+def test_the_export_is_the_trained_model(run: tuple[Recipe, TrainModule]) -> None:
+    recipe, module = run
+    output = export_model(recipe)
+    assert output.outputs == [recipe.export_folder]
+    assert output.counts["checkpoint"] == "global_step6"
+    assert output.counts["max_log_prob_difference"] <= recipe.export.tolerance
+    assert not recipe.export_folder.with_name("export.tmp").exists()
+    register_models()
+    model = AutoModelForCausalLM.from_pretrained(recipe.export_folder).eval()
+    ids = Prepared.open(recipe.data.folder).split("test").read(0, 30).astype("int64")
+    inputs = torch.from_numpy(ids)[None]
+    with torch.no_grad():
+        found = model(input_ids=inputs).logits.log_softmax(dim=-1)
+    torch.testing.assert_close(found, trained_log_probs(module, inputs), rtol=0, atol=1e-5)
+    assert output.counts["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+def test_both_tokenizers_of_the_export_agree(run: tuple[Recipe, TrainModule]) -> None:
+    recipe, _ = run
+    export_model(recipe)
+    ours = load_tokenizer(recipe.export_folder)
+    assert ours.fingerprint == Prepared.open(recipe.data.folder).tokenizer_fingerprint
+    text = "naïve  tea\n😀 & coffee"
+    framing = len(ours.encode_prompt(""))
+    library = AutoTokenizer.from_pretrained(recipe.export_folder)
+    ids = library(text, add_special_tokens=False)["input_ids"]
+    assert ids == ours.encode_prompt(text)[framing:].tolist()
+    assert library.decode(ids) == text
+
+
+def test_the_model_card_states_what_was_trained(run: tuple[Recipe, TrainModule]) -> None:
+    recipe, _ = run
+    export_model(recipe)
+    card = (recipe.export_folder / "README.md").read_text()
+    train = Prepared.open(recipe.data.folder).manifest["splits"]["train"]
+    assert card.startswith("---\nlicense: other\n")
+    assert "6 steps on 768 tokens" in card  # 48 instances of 16 tokens
+    assert f"{train['documents']:,} documents" in card and f"{train['bytes']:,} bytes" in card
+
+
+def test_generation_goes_on_from_its_state(run: tuple[Recipe, TrainModule]) -> None:
+    recipe, module = run
+    export_model(recipe)
+    register_models()
+    model = AutoModelForCausalLM.from_pretrained(recipe.export_folder).eval()
+    ids = torch.tensor([[10, 97, 98]])
+    model.generation_config.eos_token_id = None
+    out = model.generate(ids, max_new_tokens=8, do_sample=False)
+    for length in range(3, 11):  # each new token is the best one after all tokens before it
+        best = trained_log_probs(module, out[:, :length])[0, -1].argmax()
+        assert int(best) == int(out[0, length])
+
+
+def test_others_load_the_mlstm_with_its_own_code(tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, "mlstm"))
+    module = make_checkpoint(recipe)
+    export_model(recipe)
+    program = (
+        "import importlib.util, json, sys, torch\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "assert importlib.util.find_spec('pipeline') is None\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "with torch.no_grad():\n"
+        "    logits = model.eval()(input_ids=torch.tensor([[10, 32, 116, 101, 97]])).logits\n"
+        "print(json.dumps(logits.log_softmax(-1).tolist()))\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(tmp_path / "hf"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(recipe.export_folder)],
+        capture_output=True, text=True, cwd=tmp_path, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = torch.tensor(json.loads(done.stdout.splitlines()[-1]))
+    expected = trained_log_probs(module, torch.tensor([[10, 32, 116, 101, 97]]))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_an_existing_folder_is_refused_and_untouched(run: tuple[Recipe, TrainModule]) -> None:
+    recipe, _ = run
+    recipe.export_folder.mkdir()
+    (recipe.export_folder / "mine.txt").write_text("keep")
+    with pytest.raises(RecipeError, match="exists, and nothing is overwritten"):
+        export_model(recipe)
+    assert [p.name for p in recipe.export_folder.iterdir()] == ["mine.txt"]
+    assert (recipe.export_folder / "mine.txt").read_text() == "keep"
+
+
+def test_a_model_that_differs_gets_no_folder(
+    run: tuple[Recipe, TrainModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, _ = run
+    write = hf._write
+
+    def write_another(folder: Path, module: TrainModule, prepared: Prepared) -> None:
+        write(folder, module, prepared)
+        with torch.no_grad():
+            module.backbone.output_weight().mul_(1.1)  # type: ignore[union-attr]
+
+    monkeypatch.setattr(hf, "_write", write_another)
+    with pytest.raises(DataError, match="log-probabilities differ"):
+        export_model(recipe)
+    assert sorted(p.name for p in recipe.run_folder.iterdir()) == ["checkpoints"]
+
+
+def test_a_checkpoint_of_another_model_or_tokenizer_is_refused(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, "mlstm")
+    make_checkpoint(load_recipe(path))
+    with pytest.raises(DataError, match="does not fit"):
+        export_model(load_recipe(path, ["model.hidden=25"]))
+    other = write_recipe(tmp_path, "mlstm", tokenizer__prefix="##", data__folder=str(tmp_path / "p2"))
+    with pytest.raises(DataError, match="was trained with tokenizer"):
+        export_model(load_recipe(other))
+
+
+def test_half_precision_weights_are_read_as_fp32(tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, "gpt2"))
+    module = make_checkpoint(recipe)
+    folder = recipe.run_folder / "checkpoints" / "global_step6"
+    torch.save({"module": module.bfloat16().state_dict()}, folder / "mp_rank_00_model_states.pt")
+    weights = read_weights(folder)
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    head = weights["head.weight"]
+    assert torch.equal(head, weights["backbone.causal_lm.transformer.wte.weight"])
+    assert torch.equal(head, module.head.weight.float())  # type: ignore[operator]
+
+
+def _zero_checkpoint(rank: int, folder: str, recipe_path: str) -> dict[str, Any]:
+    """One step at stage 2, saved; gives the fp32 masters by name."""
+    from pipeline.train.engine import DeepSpeedEngine, init_distributed
+
+    init_distributed(2)
+    recipe = load_recipe(recipe_path)
+    module = build_module(recipe, Prepared.open(recipe.data.folder))
+    config = {
+        "train_batch_size": 2,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_clipping": 0.0,
+        "zero_optimization": {"stage": 2},
+        "zero_allow_untested_optimizer": True,
+        "fp16": {"enabled": False},
+        "bf16": {"enabled": True},
+        "steps_per_print": 10**9,
+    }
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.01)
+    engine = DeepSpeedEngine(module, optimizer, config)
+    ids = torch.arange(17)[None] + rank
+    weights = torch.ones(1, 16)
+    loss, _, _ = engine.forward(ids[:, :-1], ids[:, 1:], weights)
+    engine.backward(loss / 32, last=True)
+    engine.step()
+    engine.save(Path(folder), "global_step1")
+    return {n: engine.get_parameter(p).clone() for n, p in engine.named_parameters()}
+
+
+def test_masters_of_a_partitioned_checkpoint_are_put_together(tmp_path: Path) -> None:
+    from tests.ranks import run_ranks
+
+    path = write_recipe(tmp_path, "gpt2")
+    masters = run_ranks(2, _zero_checkpoint, str(tmp_path / "ckpt"), str(path))[0]
+    folder = tmp_path / "ckpt" / "global_step1"
+    (folder / "trainer.json").write_text('{"zero_stage": 2}')
+    (folder / "manifest.json").write_text('{"files": []}')
+    weights = read_weights(folder)
+    for name, master in masters.items():
+        assert torch.equal(weights[name], master), name
+    assert any((m != m.bfloat16().float()).any() for m in masters.values())  # not the rounded ones
+    module = build_module(load_recipe(path), Prepared.open(load_recipe(path).data.folder))
+    module.load_state_dict(weights, strict=True)  # tied names included
+
+
+def test_a_folder_without_manifest_is_not_a_checkpoint(run: tuple[Recipe, TrainModule]) -> None:
+    recipe, _ = run
+    folder = recipe.run_folder / "checkpoints" / "global_step6"
+    (folder / "manifest.json").unlink()
+    with pytest.raises(DataError, match="no manifest.json"):
+        read_weights(folder)
