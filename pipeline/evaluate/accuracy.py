@@ -10,7 +10,7 @@ _LEVEL = 0.95
 
 
 def accuracy_interval(correct: np.ndarray, samples: int, seed: int) -> dict[str, Any]:
-    """`accuracy`, a share of 1, and `interval`, the limits of its 95% percentile-bootstrap interval.
+    """`accuracy`, a share of 1, and `interval`, its 95% percentile-bootstrap limits.
 
     `correct` (n,) bool: whether each test text was classified rightly; n > 0.
     """

@@ -39,7 +39,7 @@ def _continue(model: LanguageModel, prompt: str, tokens: int, temperature: float
         )
     out = model.model.generate(
         ids,
-        attention_mask=torch.ones_like(ids),
+        attention_mask=None if model.recurrent else torch.ones_like(ids),
         max_new_tokens=room,
         do_sample=True,
         temperature=temperature,

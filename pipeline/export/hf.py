@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from data_prep.errors import DataError, RecipeError
+from data_prep.manifest import read_manifest, write_manifest
 from data_prep.shards import Prepared
 from data_prep.tokenizers import Tokenizer
 from pipeline.export.card import model_card
@@ -99,8 +100,7 @@ def _write(folder: Path, module: TrainModule, prepared: Prepared) -> None:
     """Model, code where it needs some, and tokenizer."""
     model: Any = module.backbone.causal_lm
     # The tokenizer decides how a document ends; None for bytes, whose framing is plain text.
-    tokenizer = prepared.tokenizer()
-    end = None if tokenizer.end_of_document is None else int(tokenizer.encode_prompt("")[0])
+    end = prepared.tokenizer().end_id
     model.config.bos_token_id = model.config.eos_token_id = end
     model.generation_config = GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end)
     if module.backbone.recurrent:
@@ -110,9 +110,17 @@ def _write(folder: Path, module: TrainModule, prepared: Prepared) -> None:
     else:
         model.config.use_cache = True  # off while training, where it would only cost memory
     model.save_pretrained(folder)
-    shutil.copytree(
-        prepared.folder / prepared.manifest["tokenizer"]["folder"], folder, dirs_exist_ok=True
-    )
+    _write_tokenizer(folder, prepared, module.backbone.recurrent)
+
+
+def _write_tokenizer(folder: Path, prepared: Prepared, recurrent: bool) -> None:
+    source = prepared.folder / prepared.manifest["tokenizer"]["folder"]
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    # So that model(**tokenizer(text)) works: `transformers` would hand over token types as well,
+    # and a mask to a model that has none.
+    config = read_manifest(folder / "tokenizer_config.json")
+    config["model_input_names"] = ["input_ids"] + ([] if recurrent else ["attention_mask"])
+    write_manifest(folder / "tokenizer_config.json", config)
 
 
 def _prove(folder: Path, module: TrainModule, recipe: Recipe, prepared: Prepared) -> float:
@@ -130,7 +138,7 @@ def _prove(folder: Path, module: TrainModule, recipe: Recipe, prepared: Prepared
     if not difference <= recipe.export.tolerance:
         raise DataError(
             f"the exported model's log-probabilities differ by {difference:g} nats from the "
-            f"trained model's, export.tolerance is {recipe.export.tolerance:g}: nothing was exported"
+            f"trained model's, export.tolerance is {recipe.export.tolerance:g}: nothing was written"
         )
     return difference
 

@@ -39,7 +39,10 @@ def compare_runs(folders: Sequence[Path], out: Path) -> Path:
         raise RecipeError(f"found {len(folders)} runs ({given}): give at least two to compare")
     runs = read_summaries(folders)
     verdicts = [Paragraph(verdict(run, runs[0]), strong=True) for run in runs[1:]]
-    blocks: list[Block] = [Paragraph(f"Against {runs[0].name}:"), *verdicts]
+    blocks: list[Block] = [
+        Paragraph(f"Against {runs[0].name} (fewer bits per byte are better):"),
+        *verdicts,
+    ]
     blocks += map(Paragraph, caveats(runs))
     blocks.append(Table(HEADER, [row(run) for run in runs]))
     curves = _pictures(lambda key: [_curve(run, key) for run in runs])

@@ -120,14 +120,21 @@ def _label(axes: Axes, x: Axis, y: Axis) -> None:
     axes.xaxis.set_major_formatter(_formatter(x))
     if y.log:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(LogFormatter())
-        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+        axes.yaxis.set_major_formatter(_formatter(y))
+        axes.yaxis.set_minor_formatter(_PlainLog(minor_thresholds=(2, 0.5)))
     else:
         axes.yaxis.set_major_formatter(_formatter(y))
     if y.zero:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+class _PlainLog(LogFormatter):
+    """Chooses the same ticks to label, but writes 0.4 instead of 4e-01."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:,.6g}" if super().__call__(x, pos) else ""
 
 
 def _formatter(axis: Axis) -> Formatter:

@@ -85,7 +85,7 @@ class TrainingRun:
         self.stopping = 0
         self.last_loss = math.nan
         self._peak = peak_flops(engine.device, dtype)
-        self._mark = (perf_counter(), self.meters.tokens, self.meters.train_s, self.meters.flops_counted)
+        self._mark = (self.meters.tokens, self.meters.train_s, self.meters.flops_counted)
         self._data_wait_s = 0.0
 
     def _make_loader(self) -> Loader:
@@ -132,8 +132,8 @@ class TrainingRun:
 
     def log_step(self, result: StepResult) -> None:
         """Metrics of the step that just ended, and the console line."""
-        now, tokens = perf_counter(), self.meters.tokens
-        _, tokens_before, trained_before, flops_before = self._mark
+        tokens = self.meters.tokens
+        tokens_before, trained_before, flops_before = self._mark
         seconds = max(self.meters.train_s - trained_before, 1e-9)
         flops_rate = (self.meters.flops_counted - flops_before) / seconds
         rate = (tokens - tokens_before) / seconds
@@ -170,7 +170,7 @@ class TrainingRun:
             self.monitor.progress(self.clock, metrics, eta_s=left * step_s)
         else:
             self.monitor.say(f"step {self.clock.applied}: {result.value} at instance {self.clock.instances}")
-        self._mark = (now, tokens, self.meters.train_s, self.meters.flops_counted)
+        self._mark = (tokens, self.meters.train_s, self.meters.flops_counted)
         self._data_wait_s = 0.0
 
     def evaluate(self) -> dict[str, float]:
@@ -200,8 +200,8 @@ class TrainingRun:
         """Write checkpoint `global_step{applied}`. Collective."""
         tag = checkpoint.tag_of(self.clock.applied)
         target = self.folder.checkpoints / tag
-        if from_rank0(lambda: checkpoint.problem(target, verify=False)) is None:
-            return target  # this very step is already safe
+        if from_rank0(lambda: self._is_saved(target)):
+            return target
         folder = checkpoint.begin(self.folder.checkpoints, tag)
         self.engine.save(self.folder.checkpoints, folder.name)
         state.save_rng(folder / "rng")
@@ -211,6 +211,12 @@ class TrainingRun:
         checkpoint.commit(self.folder.checkpoints, tag, self.recipe.checkpoint.keep_last)
         self.monitor.say(f"saved {target}")
         return target
+
+    def _is_saved(self, target: Path) -> bool:
+        """This very position is already safe; an equal number of applied steps is not enough."""
+        if checkpoint.problem(target, verify=False) is not None:
+            return False
+        return bool(state.read_trainer(target)["clock"] == self.clock.to_dict())
 
     def _write_own(self, folder: Path, tensors: dict[str, dict[str, Tensor]]) -> None:
         for name, content in tensors.items():

@@ -26,6 +26,9 @@ from pipeline.recipe import Recipe, load_recipe
 from pipeline.train.module import TrainModule, build_module
 from tests.pipeline.tiny import write_recipe
 
+# The tensors here are so small that a second thread would only be waited for.
+torch.set_num_threads(1)
+
 KINDS = ("mlstm", "gpt2")
 
 
@@ -93,6 +96,22 @@ def test_both_tokenizers_of_the_export_agree(run: tuple[Recipe, TrainModule]) ->
     ids = library(text, add_special_tokens=False)["input_ids"]
     assert ids == ours.encode_prompt(text)[framing:].tolist()
     assert library.decode(ids) == text
+
+
+def test_what_the_tokenizer_gives_the_model_takes(run: tuple[Recipe, TrainModule]) -> None:
+    recipe, module = run
+    export_model(recipe)
+    register_models()
+    model = AutoModelForCausalLM.from_pretrained(recipe.export_folder).eval()
+    inputs = AutoTokenizer.from_pretrained(recipe.export_folder)("the tea", return_tensors="pt")
+    assert ("attention_mask" in inputs) == (not recipe.recurrent)
+    model.generation_config.eos_token_id = None
+    out = model.generate(**inputs, max_new_tokens=3)
+    assert out.shape[1] == inputs["input_ids"].shape[1] + 3
+    with torch.no_grad():
+        found = model(**inputs).logits.log_softmax(-1)
+    expected = trained_log_probs(module, inputs["input_ids"])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_the_model_card_states_what_was_trained(run: tuple[Recipe, TrainModule]) -> None:
@@ -175,7 +194,9 @@ def test_a_checkpoint_of_another_model_or_tokenizer_is_refused(tmp_path: Path) -
     make_checkpoint(load_recipe(path))
     with pytest.raises(DataError, match="does not fit"):
         export_model(load_recipe(path, ["model.hidden=25"]))
-    other = write_recipe(tmp_path, "mlstm", tokenizer__prefix="##", data__folder=str(tmp_path / "p2"))
+    other = write_recipe(
+        tmp_path, "mlstm", tokenizer__prefix="##", data__folder=str(tmp_path / "p2")
+    )
     with pytest.raises(DataError, match="was trained with tokenizer"):
         export_model(load_recipe(other))
 
@@ -192,8 +213,8 @@ def test_half_precision_weights_are_read_as_fp32(tmp_path: Path) -> None:
     assert torch.equal(head, module.head.weight.float())  # type: ignore[operator]
 
 
-def _zero_checkpoint(rank: int, folder: str, recipe_path: str) -> dict[str, Any]:
-    """One step at stage 2, saved; gives the fp32 masters by name."""
+def _zero_checkpoint(rank: int, folder: str, recipe_path: str, stage: int) -> dict[str, Any]:
+    """One step at a ZeRO stage, saved; gives the fp32 masters by name."""
     from pipeline.train.engine import DeepSpeedEngine, init_distributed
 
     init_distributed(2)
@@ -203,7 +224,7 @@ def _zero_checkpoint(rank: int, folder: str, recipe_path: str) -> dict[str, Any]
         "train_batch_size": 2,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_clipping": 0.0,
-        "zero_optimization": {"stage": 2},
+        "zero_optimization": {"stage": stage},
         "zero_allow_untested_optimizer": True,
         "fp16": {"enabled": False},
         "bf16": {"enabled": True},
@@ -220,13 +241,14 @@ def _zero_checkpoint(rank: int, folder: str, recipe_path: str) -> dict[str, Any]
     return {n: engine.get_parameter(p).clone() for n, p in engine.named_parameters()}
 
 
-def test_masters_of_a_partitioned_checkpoint_are_put_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", [1, 3])
+def test_masters_of_a_partitioned_checkpoint_are_put_together(tmp_path: Path, stage: int) -> None:
     from tests.ranks import run_ranks
 
     path = write_recipe(tmp_path, "gpt2")
-    masters = run_ranks(2, _zero_checkpoint, str(tmp_path / "ckpt"), str(path))[0]
+    masters = run_ranks(2, _zero_checkpoint, str(tmp_path / "ckpt"), str(path), stage)[0]
     folder = tmp_path / "ckpt" / "global_step1"
-    (folder / "trainer.json").write_text('{"zero_stage": 2}')
+    (folder / "trainer.json").write_text(json.dumps({"zero_stage": stage}))
     (folder / "manifest.json").write_text('{"files": []}')
     weights = read_weights(folder)
     for name, master in masters.items():
