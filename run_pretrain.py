@@ -23,17 +23,21 @@ def parse(argv: list[str]) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        epilog="exit codes: 0 finished, 1 crash, 2 recipe, 3 data, 4 diverged, 75 stopped and saved, "
-        "130 interrupted. Every recipe key is explained by `python -m pipeline keys`.",
+        epilog="exit codes: 0 finished, 1 crash, 2 recipe, 3 data, 4 diverged, 75 stopped and "
+        "saved, 130 interrupted. Every recipe key is explained by `python -m pipeline keys`.",
     )
     parser.add_argument("recipe", help="YAML file of recipes/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted recipe keys")
-    parser.add_argument("--print-config", action="store_true", help="show the resolved recipe, then leave")
+    parser.add_argument(
+        "--print-config", action="store_true", help="show the resolved recipe, then leave"
+    )
     parser.add_argument(
         "--dry-run", action="store_true",
-        help="validate recipe, DeepSpeed JSON and data, build the model on the meta device, then leave",
+        help="validate everything, build the model on the meta device, then leave",
     )  # fmt: skip
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher's
+    parser.add_argument(
+        "--local_rank", type=int, help=argparse.SUPPRESS
+    )  # the deepspeed launcher's
     return parser.parse_intermixed_args(argv)
 
 

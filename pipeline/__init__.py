@@ -1,1 +1,1 @@
-"""The torch side: recipe, data order, models, heads, sparsity, optimizers, training and what follows it."""
+"""The torch side: recipe, data order, models, heads, sparsity, optimizers, training and after."""

@@ -1,10 +1,10 @@
 """python -m pipeline COMMAND: run a recipe's stages, ask where they stand, make a new recipe.
 
-    python -m pipeline run recipes/demo_mlstm.yaml           every stage that is not up to date
-    python -m pipeline run studies/demo_seeds.yaml --detach  all arms of a study
-    python -m pipeline status recipes/demo_mlstm.yaml        what is done, what would run and why
-    python -m pipeline compare runs/a runs/b                 two runs side by side
-    python -m pipeline init reviews.csv --minutes 30         a recipe for your own text
+python -m pipeline run recipes/demo_mlstm.yaml           every stage that is not up to date
+python -m pipeline run studies/demo_seeds.yaml --detach  all arms of a study
+python -m pipeline status recipes/demo_mlstm.yaml        what is done, what would run and why
+python -m pipeline compare runs/a runs/b                 two runs side by side
+python -m pipeline init reviews.csv --minutes 30         a recipe for your own text
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         _verify(_with_recipe(commands, name, text))
     compare = commands.add_parser("compare", help="lay runs side by side")
     compare.add_argument("runs", nargs="+", type=Path, help="run folders; the first is the base")
-    compare.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder of the page")
+    compare.add_argument(
+        "--out", type=Path, default=Path("runs/compare"), help="folder of the page"
+    )
     init = commands.add_parser("init", help="write a recipe for your own text")
     init.add_argument("file", type=Path, help="CSV, JSON lines, Parquet or text, plain, .gz or .xz")
     init.add_argument("--minutes", type=float, default=30, help="time to train (default 30)")
@@ -51,7 +53,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _with_recipe(commands: argparse._SubParsersAction, name: str, text: str) -> argparse.ArgumentParser:
+def _with_recipe(
+    commands: argparse._SubParsersAction, name: str, text: str
+) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text)
     parser.add_argument("recipe", type=Path, help="YAML file of recipes/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted recipe keys")
@@ -59,7 +63,9 @@ def _with_recipe(commands: argparse._SubParsersAction, name: str, text: str) -> 
 
 
 def _verify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--verify", action="store_true", help="hash every file instead of trusting dates")
+    parser.add_argument(
+        "--verify", action="store_true", help="hash every file instead of trusting dates"
+    )
 
 
 def main(argv: list[str]) -> None:

@@ -1,7 +1,7 @@
 """Where this process runs: launcher variables, device, and the settings that must precede imports.
 
 `deepspeed`, `torchrun`, `srun` and plain `python` describe the world in different variables; after
-`prepare_environment()` they all look alike (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
+`prepare_environment()` they all look alike (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and _PORT).
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def _from_slurm() -> None:
     nodes = os.environ.get("SLURM_JOB_NODELIST") or os.environ.get("SLURM_NODELIST", "")
     os.environ.setdefault("MASTER_ADDR", first_slurm_host(nodes))
     # One port per job, so that two jobs on a node do not meet.
-    os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20000))
+    os.environ.setdefault(
+        "MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20000)
+    )
 
 
 def first_slurm_host(nodes: str) -> str:

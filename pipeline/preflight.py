@@ -27,18 +27,22 @@ _GIB = 2**30
 
 
 def dry_run(recipe: Recipe) -> None:
-    """Validate recipe and DeepSpeed JSON and build the model on the meta device. No step is taken."""
+    """Validate recipe and DeepSpeed JSON and build the model on the meta device."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    dtype = resolve_dtype(recipe, cuda_bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+    dtype = resolve_dtype(
+        recipe, cuda_bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    )
     config = derive_deepspeed(recipe, world_size, dtype)
     check_zero_keys(recipe, config)
     module = meta_module(recipe)
     batch = recipe.batch
     print(f"recipe           {recipe.run.name}: valid")
-    print(f"DeepSpeed JSON   {template_path(recipe)}: valid, ZeRO {recipe.engine.zero_stage}, {dtype}")
     print(
-        f"batch            {batch.global_batch} = {world_size} devices x {batch.micro_batch} micro-batch "
-        f"x {recipe.accumulation(world_size)} accumulation, {batch.window_tokens} tokens each"
+        f"DeepSpeed JSON   {template_path(recipe)}: valid, ZeRO {recipe.engine.zero_stage}, {dtype}"
+    )
+    print(
+        f"batch            {batch.global_batch} = {world_size} devices x {batch.micro_batch} "
+        f"micro-batch x {recipe.accumulation(world_size)} accumulation, {batch.window_tokens} tokens each"
     )
     print(f"model            {parameter_count(module) / 1e6:.2f} M parameters (meta device)")
     flops = 3 * (module.backbone.flops_per_token(batch.window_tokens) + module.head.dense_flops())
@@ -58,7 +62,9 @@ def check_zero_keys(recipe: Recipe, config: dict[str, object]) -> None:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise RecipeError(f"{template_path(recipe)}: zero_optimization.{where}: {first['msg']}") from None
+        raise RecipeError(
+            f"{template_path(recipe)}: zero_optimization.{where}: {first['msg']}"
+        ) from None
 
 
 def meta_module(recipe: Recipe) -> TrainModule:
@@ -82,7 +88,10 @@ def memory_lines(recipe: Recipe, module: TrainModule, world_size: int, dtype: st
     chunk = min(recipe.head.chunk_tokens, recipe.batch.micro_batch * recipe.batch.window_tokens)
     logits = 3 * 4 * chunk * vocabulary.shape[0]
     rows = {"weights": weights, "gradients": gradients, "optimizer": state, "logits": logits}
-    return [f"memory           {name:<10} {size / _GIB:8.3f} GiB per device" for name, size in rows.items()]
+    return [
+        f"memory           {name:<10} {size / _GIB:8.3f} GiB per device"
+        for name, size in rows.items()
+    ]
 
 
 def preflight(recipe: Recipe) -> None:
@@ -137,11 +146,15 @@ def _run_folder(recipe: Recipe) -> str:
     except OSError as error:
         raise RecipeError(f"{recipe.run_folder} cannot be written: {error.strerror}") from None
     found = resolve_resume(recipe.run.resume, recipe.run_folder / "checkpoints")
-    return f"{recipe.run_folder}, " + (f"will resume from {found.name}" if found else "starts fresh")
+    return f"{recipe.run_folder}, " + (
+        f"will resume from {found.name}" if found else "starts fresh"
+    )
 
 
 def _disk(recipe: Recipe) -> str:
-    need = 2 * 16 * parameter_count(meta_module(recipe))  # two checkpoints of weights and Adam state
+    need = (
+        2 * 16 * parameter_count(meta_module(recipe))
+    )  # two checkpoints of weights and Adam state
     free = shutil.disk_usage(recipe.run_folder if recipe.run_folder.exists() else ".").free
     if free < need:
         raise RecipeError(
@@ -157,5 +170,7 @@ def _locks() -> str:
     for lock in cache.glob("*/lock") if cache.is_dir() else []:
         age_s = time.time() - lock.stat().st_mtime
         if age_s > 600:
-            raise RecipeError(f"{lock} is {age_s / 60:.0f} minutes old, from a build that was killed: delete it")
+            raise RecipeError(
+                f"{lock} is {age_s / 60:.0f} minutes old, from a build that was killed: delete it"
+            )
     return "none stale"

@@ -26,7 +26,7 @@ class Backbone(nn.Module):
     """
 
     recurrent: bool = False
-    causal_lm: nn.Module  # the `transformers` model that is exported
+    causal_lm: Any  # the `transformers` model that is exported
 
     def initial_state(self, rows: int, device: torch.device) -> Tensor | None:
         """The state of `rows` fresh lanes, or None for models without one."""
@@ -38,6 +38,14 @@ class Backbone(nn.Module):
 
     def output_bias(self) -> Tensor | None:
         raise NotImplementedError
+
+    def logit_scale(self) -> float:
+        """Factor that the architecture puts on its logits."""
+        return 1.0
+
+    def logit_softcap(self) -> float | None:
+        """Soft-capping of the logits, cap * tanh(logits / cap), or None."""
+        return None
 
     def flops_per_token(self, window: int) -> float:
         """Dense forward FLOPs of one token in a window of `window` tokens, head excluded."""
@@ -93,7 +101,7 @@ class Head(nn.Module):
     def loss(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Sum of weighted token losses in nats and the sum of weights.
 
-        hidden (B, T, d), targets (B, T) int64, weights (B, T); weight 0 is padding and never counts.
+        hidden (B, T, d), targets (B, T) int64, weights (B, T); weight 0 is padding.
         """
         raise NotImplementedError
 

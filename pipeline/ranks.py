@@ -50,6 +50,6 @@ def agree(work: Callable[[], T]) -> T:
 
 
 def from_rank0(work: Callable[[], T]) -> T:
-    """Result of `work` on rank 0 for every rank; its failure is every rank's failure. Collective."""
+    """Result of `work` on rank 0 for every rank; its failure is everyone's. Collective."""
     value = agree(lambda: work() if rank() == 0 else None)
     return gather_objects(value)[0]

@@ -1,15 +1,15 @@
 """The layout of a run folder, in one place.
 
-    runs/NAME/
-      config.yaml  ds_config.json       the resolved recipe and the DeepSpeed JSON made from it
-      command.txt  env.json             how and where it ran
-      metrics.jsonl  tb/                one JSON object a line; TensorBoard beside it
-      logs/  status.json                state, step and reason; written last
-      checkpoints/global_stepN/ latest  see docs/resume.md
-      export/  evals/  finetune/        what later stages made
-      stages/STAGE.json                 the manifest of each finished stage
-      report.html  report.md
-      superseded/                       outputs of stages that were run again with another recipe
+runs/NAME/
+  config.yaml  ds_config.json       the resolved recipe and the DeepSpeed JSON made from it
+  command.txt  env.json             how and where it ran
+  metrics.jsonl  tb/                one JSON object a line; TensorBoard beside it
+  logs/  status.json                state, step and reason; written last
+  checkpoints/global_stepN/ latest  see docs/resume.md
+  export/  evals/  finetune/        what later stages made
+  stages/STAGE.json                 the manifest of each finished stage
+  report.html  report.md
+  superseded/                       outputs of stages that were run again with another recipe
 """
 
 from __future__ import annotations

@@ -20,7 +20,9 @@ CONTEXT = mp.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "deepspeed", "transformers", "pipeline.train.engine"])
 
 
-def run_ranks(world: int, function: Callable[..., Any], *args: Any, limit_s: float = 240) -> list[Any]:
+def run_ranks(
+    world: int, function: Callable[..., Any], *args: Any, limit_s: float = 240
+) -> list[Any]:
     """`function(rank, *args)` on every rank; the list of results by rank."""
     os.environ["OMP_NUM_THREADS"] = "1"
     with socket.socket() as probe:
@@ -54,7 +56,9 @@ def run_ranks(world: int, function: Callable[..., Any], *args: Any, limit_s: flo
     return [results[rank] for rank in range(world)]
 
 
-def _rank(queue: Any, rank: int, world: int, port: int, function: Callable[..., Any], args: Any) -> None:
+def _rank(
+    queue: Any, rank: int, world: int, port: int, function: Callable[..., Any], args: Any
+) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_SIZE=str(world),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1",

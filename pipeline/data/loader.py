@@ -29,9 +29,12 @@ class MicroBatch:
     rows: slice
 
     def to(self, device: torch.device) -> MicroBatch:
-        move = lambda t: None if t is None else t.to(device, non_blocking=True)  # noqa: E731
         return MicroBatch(
-            move(self.inputs), move(self.targets), move(self.weights), move(self.resets), self.rows
+            self.inputs.to(device, non_blocking=True),
+            self.targets.to(device, non_blocking=True),
+            self.weights.to(device, non_blocking=True),
+            None if self.resets is None else self.resets.to(device, non_blocking=True),
+            self.rows,
         )
 
 

@@ -6,8 +6,8 @@ about the order is ever stored.
 
 Shuffled order permutes the windows of an epoch with a keyed Feistel network over their indices, so
 a permutation of any size costs no memory. Lane order gives row b of every global batch one
-contiguous piece of the stream to walk, window after window, so that a recurrent state can be carried
-(Puri et al. 2018; see docs/pipeline.md).
+contiguous piece of the stream to walk, window after window, so that a recurrent state can be
+carried (Puri et al. 2018; see docs/pipeline.md).
 """
 
 from __future__ import annotations

@@ -125,8 +125,8 @@ def _write_tokenizer(folder: Path, prepared: Prepared, recurrent: bool) -> None:
 
 def _prove(folder: Path, module: TrainModule, recipe: Recipe, prepared: Prepared) -> float:
     """The largest difference of log-probabilities in nats; DataError above the tolerance."""
-    _prove_tokenizer(folder, prepared.tokenizer())
     register_models()
+    _prove_tokenizer(folder, prepared.tokenizer())
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids = _probe_ids(prepared, recipe.batch.window_tokens)
     with torch.no_grad():

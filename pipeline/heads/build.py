@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from data_prep.errors import RecipeError
@@ -14,10 +12,7 @@ from pipeline.recipe.head import SoftmaxHeadConfig
 
 def build_head(section: SoftmaxHeadConfig, backbone: Backbone) -> Head:
     """The head of the recipe with the backbone's output matrix."""
-    shaping: dict[str, Any] = {}
-    if hasattr(backbone, "logit_scale"):
-        shaping = {"logit_scale": backbone.logit_scale(), "logit_softcap": backbone.logit_softcap()}
-    head = SoftmaxHead(section.chunk_tokens, **shaping)
+    head = SoftmaxHead(section.chunk_tokens, backbone.logit_scale(), backbone.logit_softcap())
     head.bind(backbone.output_weight(), backbone.output_bias())
     return head
 
@@ -26,8 +21,8 @@ def build_head(section: SoftmaxHeadConfig, backbone: Backbone) -> Head:
 def check_head(head: Head, backbone: Backbone) -> None:
     """Prove on a few tokens that the head gives the probabilities of the model itself.
 
-    RecipeError when the architecture changes its logits in a way that the head does not honour. Needs
-    real weights: not for the meta device.
+    RecipeError when the architecture changes its logits in a way that the head does not honour.
+    Needs real weights: not for the meta device.
     """
     was_training = backbone.training
     backbone.eval()

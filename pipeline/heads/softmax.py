@@ -94,7 +94,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             loss_sum += ((log_z - picked) * weights[rows]).sum()
             if not train:
                 continue
-            # d loss / d shaped logits = weight * (softmax - one-hot), then back through the shaping.
+            # d loss / d shaped logits = weight * (softmax - one-hot), then through the shaping.
             d_logits = (shaped - log_z.unsqueeze(1)).exp_()
             d_logits[torch.arange(len(picked), device=hidden.device), targets[rows]] -= 1
             d_logits *= weights[rows].unsqueeze(1)
@@ -105,6 +105,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if d_bias is not None:
                 d_bias += d_logits.sum(dim=0)
             d_logits = d_logits.to(hidden.dtype)
+            assert d_hidden is not None and d_weight is not None
             d_hidden[rows] = d_logits @ weight
             _add_product(d_weight, d_logits, hidden[rows])
         ctx.save_for_backward(d_hidden, d_weight, d_bias)

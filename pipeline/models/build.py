@@ -55,7 +55,8 @@ def build_backbone(
 ) -> Backbone:
     """A freshly initialised backbone; the caller seeds torch and chooses the device context.
 
-    `special_ids` holds the tokenizer's ids such as `eos_token_id`. RecipeError for an unknown architecture or configuration key.
+    `special_ids` holds the tokenizer's ids such as `eos_token_id`. RecipeError for
+    an unknown architecture or configuration key.
     """
     if isinstance(section, MLSTMConfig):
         config = HFMLSTMConfig(

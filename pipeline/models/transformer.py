@@ -58,8 +58,8 @@ def _check_positions(section: TransformerConfig, config: Any, window: int) -> No
         positions = getattr(config, key, None)
         if isinstance(positions, int) and positions < window:
             raise RecipeError(
-                f"batch.window_tokens={window} exceeds the {positions} positions of model.config.{key}:"
-                f" set model.config.{key}={window}"
+                f"batch.window_tokens={window} exceeds the {positions} positions of "
+                f"model.config.{key}: set model.config.{key}={window}"
             )
 
 

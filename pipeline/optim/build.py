@@ -10,7 +10,8 @@ from pipeline.recipe.optim import OptimConfig
 
 def build_optimizer(section: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
     """AdamW over two groups: matrices are decayed, biases, gains and norms are not."""
-    matrices, vectors = [], []
+    matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
     for parameter in module.parameters():
         (matrices if parameter.dim() >= 2 else vectors).append(parameter)
     groups = [

@@ -10,8 +10,8 @@ from pipeline.recipe.optim import OptimConfig
 def learning_rate(section: OptimConfig, applied: int, run_steps: int) -> float:
     """The rate of the update after `applied` updates: linear warm-up, then the decay.
 
-    The first update of a warm-up of W steps has rate lr / W, the W-th has lr. The decay runs from the
-    end of the warm-up to `decay_steps` (default: the run's length) and stays at its end value.
+    The first update of a warm-up of W steps has rate lr / W, the W-th has lr. The decay runs from
+    the end of the warm-up to `decay_steps` (default: the run's length), then stays where it is.
     """
     if applied < section.warmup_steps:
         return section.lr * (applied + 1) / section.warmup_steps

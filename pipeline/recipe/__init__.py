@@ -1,4 +1,4 @@
-"""The whole recipe: sections composed, checked against each other, and turned into a DeepSpeed JSON.
+"""The whole recipe: sections composed and checked against each other.
 
     recipe = load_recipe("recipes/demo_mlstm.yaml", ["run.steps=20"])
     recipe.run_folder, recipe.accumulation(world_size=2)
@@ -69,7 +69,7 @@ class Recipe(Section):
         return isinstance(self.model, MLSTMConfig)
 
     def accumulation(self, world_size: int) -> int:
-        """Micro-batches a device takes per optimizer step; RecipeError when it does not come out."""
+        """Micro-batches a device takes per optimizer step; RecipeError when it has a rest."""
         share = self.batch.micro_batch * world_size
         if self.batch.global_batch % share:
             raise RecipeError(
@@ -88,7 +88,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read, override and check a recipe. RecipeError names every problem found."""
     tree = read_tree(path, overrides)
     if "grid" in tree:
-        raise RecipeError(f"{path} is a study (it has a grid: section): use `python -m pipeline run` on it")
+        raise RecipeError(
+            f"{path} is a study (it has a grid: section): use `python -m pipeline run` on it"
+        )
     recipe: Recipe = validate(Recipe, tree, "")
     _cross_check(recipe)
     return recipe

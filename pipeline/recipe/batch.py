@@ -21,9 +21,10 @@ class BatchConfig(Section):
     @model_validator(mode="after")
     def _divides(self) -> BatchConfig:
         if self.global_batch % self.micro_batch:
+            better = _nearest_divisor(self.global_batch, self.micro_batch)
             raise ValueError(
                 f"micro_batch {self.micro_batch} does not divide global_batch {self.global_batch}: "
-                f"choose a micro_batch such as {_nearest_divisor(self.global_batch, self.micro_batch)}"
+                f"choose a micro_batch such as {better}"
             )
         return self
 

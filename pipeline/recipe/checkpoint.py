@@ -10,5 +10,7 @@ from data_prep.recipe.section import Section
 class CheckpointConfig(Section):
     """The end of a run is always saved."""
 
-    every_steps: int = Field(default=0, ge=0, description="applied steps between saves; 0 = only the end")
+    every_steps: int = Field(
+        default=0, ge=0, description="applied steps between saves; 0 = only the end"
+    )
     keep_last: int = Field(default=2, ge=1, description="newest checkpoints kept; older ones go")

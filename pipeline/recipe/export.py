@@ -15,5 +15,7 @@ class ExportConfig(Section):
         default=None, description="checkpoint folder name such as global_step100; null = the latest"
     )
     tolerance: float = Field(
-        default=1e-4, gt=0, description="largest difference of log-probabilities to the trained model"
+        default=1e-4,
+        gt=0,
+        description="largest difference of log-probabilities to the trained model",
     )

@@ -15,7 +15,9 @@ class GridConfig(Section):
     arms: dict[str, list[str]] = Field(
         min_length=1, description="arm name -> list of key=value overrides (may be empty)"
     )
-    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1, description="values of run.seed")
+    seeds: list[int] = Field(
+        default_factory=lambda: [0], min_length=1, description="values of run.seed"
+    )
     shared: list[str] = Field(default_factory=list, description="overrides that every arm takes")
     stages: list[str] = Field(
         default_factory=lambda: ["prepare", "pretrain", "export", "evaluate", "report"],

@@ -10,7 +10,9 @@ from data_prep.recipe.section import Section
 class RunConfig(Section):
     """Everything of a run lies in `folder/name`."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run's folder")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run's folder"
+    )
     folder: str = Field(default="runs", description="folder that holds all runs")
     steps: int = Field(ge=1, description="optimizer updates to apply")
     seed: int = Field(default=0, ge=0, description="seed of weights, dropout and data order")

@@ -32,6 +32,7 @@ def launch_pretrain(recipe: Recipe) -> StageOutput:
         error = _ERRORS.get(code, PipelineError)
         raise error(f"training ended with exit code {code}, see its message above")
     status = folder.read_json(folder.status)
+    assert status is not None  # a run that ended well wrote it
     latest = (folder.checkpoints / "latest").read_text("utf-8").strip()
     checkpoint = folder.checkpoints / latest
     root = folder.root

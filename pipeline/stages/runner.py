@@ -66,7 +66,9 @@ def run_stage(stage: Stage, recipe: Recipe, *, verify: bool = False) -> None:
             [_record(path, manifest.parent) for path in _files(output.outputs)],
             counts=output.counts,
             seconds=round(perf_counter() - began, 3),
-            belongs=[os.path.relpath(path, manifest.parent) for path in output.belongs or output.outputs],
+            belongs=[
+                os.path.relpath(path, manifest.parent) for path in output.belongs or output.outputs
+            ],
             versions=versions("torch", "deepspeed", "transformers", "tokenizers", "numpy"),
         ),
     )
@@ -75,7 +77,9 @@ def run_stage(stage: Stage, recipe: Recipe, *, verify: bool = False) -> None:
 
 def status_of(stage: Stage, recipe: Recipe, *, verify: bool = False) -> str | None:
     """None when the stage is done and current, else why it must run."""
-    return stage_is_current(stage.manifest(recipe), stage.hash(recipe), stage.inputs(recipe), verify)
+    return stage_is_current(
+        stage.manifest(recipe), stage.hash(recipe), stage.inputs(recipe), verify
+    )
 
 
 def print_status(recipe: Recipe, *, verify: bool = False) -> None:
@@ -128,7 +132,9 @@ def _files(outputs: Sequence[Path]) -> list[Path]:
 def _missing(stage: Stage, path: Path) -> str:
     name = path.stem if path.parent.name == "stages" else "prepare"
     if name in ALL:
-        command = "python -m data_prep prepare" if name == "prepare" else f"python -m pipeline {name}"
+        command = (
+            "python -m data_prep prepare" if name == "prepare" else f"python -m pipeline {name}"
+        )
         return f"{stage.name} needs {path}, which is not there: run `{command} RECIPE` first"
     return f"{stage.name} needs {path}, which does not exist"
 
@@ -139,8 +145,18 @@ def print_results(recipe: Recipe) -> None:
     heldout = folder.read_json(folder.evals / "heldout.json") or {}
     sentiment = folder.read_json(folder.evals / "sentiment.json") or {}
     rows = [
-        ("held-out bits per byte", heldout.get("bits_per_byte"), heldout.get("unigram_bits_per_byte"), "unigram"),
-        ("sentiment accuracy", sentiment.get("accuracy"), sentiment.get("majority_accuracy"), "majority"),
+        (
+            "held-out bits per byte",
+            heldout.get("bits_per_byte"),
+            heldout.get("unigram_bits_per_byte"),
+            "unigram",
+        ),
+        (
+            "sentiment accuracy",
+            sentiment.get("accuracy"),
+            sentiment.get("majority_accuracy"),
+            "majority",
+        ),
     ]
     print(f"\n{recipe.run.name:<26} {'model':>8} {'baseline':>9}")
     for name, ours, baseline, which in rows:

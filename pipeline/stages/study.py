@@ -49,7 +49,9 @@ def run_study(path: Path, *, detach: bool = False) -> None:
 def expand(grid: GridConfig) -> list[tuple[str, Recipe]]:
     """(run name, recipe) of every arm and seed, in the order in which they run."""
     if unknown := set(grid.stages) - set(ALL):
-        raise RecipeError(f"grid.stages: {sorted(unknown)} are not stages; there are {', '.join(ALL)}")
+        raise RecipeError(
+            f"grid.stages: {sorted(unknown)} are not stages; there are {', '.join(ALL)}"
+        )
     runs = []
     for seed in grid.seeds:
         for arm, overrides in grid.arms.items():

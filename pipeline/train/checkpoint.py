@@ -4,9 +4,9 @@
                                 rng/rankR.safetensors, manifest.json
     checkpoints/latest          the tag of the newest one, for DeepSpeed's own tools
 
-A save goes to `global_stepN.tmp`; the manifest with every file's size and hash is written last, then
-the folder gets its name, then `latest` moves. DeepSpeed alone writes in place and moves `latest`
-before the other ranks have finished. A folder without a valid manifest is never loaded.
+A save goes to `global_stepN.tmp`; the manifest with every file's size and hash is written last,
+then the folder gets its name, then `latest` moves. DeepSpeed alone writes in place and moves
+`latest` before the other ranks have finished. A folder without a valid manifest is never loaded.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def commit(checkpoints: Path, tag: str, keep_last: int) -> None:
     # Every rank hashes its share of the files.
     mine = agree(
         lambda: [
-            asdict(FileRecord.of(path, relative_to=folder)) for path in files[rank() :: world_size()]
+            asdict(FileRecord.of(path, relative_to=folder))
+            for path in files[rank() :: world_size()]
         ]
     )
     records = [record for part in gather_objects(mine) for record in part]
@@ -106,8 +107,8 @@ def problem(folder: Path, verify: bool = True) -> str | None:
 def find_checkpoint(checkpoints: Path, name: str | None = None) -> Path:
     """The newest valid checkpoint, or the one called `name`.
 
-    A damaged newer one is passed over, with a word on stderr. RecipeError when there is none at all,
-    DataError when what is there cannot be used.
+    A damaged newer one is passed over, with a word on stderr. RecipeError when there is none at
+    all, DataError when what is there cannot be used.
     """
     if name is not None:
         if not _TAG.fullmatch(name):
@@ -117,8 +118,10 @@ def find_checkpoint(checkpoints: Path, name: str | None = None) -> Path:
         return checkpoints / name
     candidates = list_checkpoints(checkpoints)
     if not candidates:
-        raise RecipeError(f"{checkpoints} holds no checkpoint: run `python -m pipeline pretrain` first")
-    problems = []
+        raise RecipeError(
+            f"{checkpoints} holds no checkpoint: run `python -m pipeline pretrain` first"
+        )
+    problems: list[str] = []
     for folder in candidates:
         if (found := problem(folder)) is None:
             for line in problems:
@@ -126,7 +129,9 @@ def find_checkpoint(checkpoints: Path, name: str | None = None) -> Path:
             return folder
         problems.append(found)
     raise DataError(
-        "no checkpoint can be used: " + "; ".join(problems) + ". Restore the files, or move the run "
+        "no checkpoint can be used: "
+        + "; ".join(problems)
+        + ". Restore the files, or move the run "
         "folder away to start again"
     )
 
@@ -137,8 +142,8 @@ def resolve_resume(resume: str, checkpoints: Path) -> Path | None:
     if resume == "never":
         if present:
             raise RecipeError(
-                f"run.resume=never, but {checkpoints} holds checkpoints: choose another run.name, move "
-                "the folder away, or use run.resume=auto"
+                f"run.resume=never, but {checkpoints} holds checkpoints: choose another run.name, "
+                "move the folder away, or use run.resume=auto"
             )
         return None
     if resume == "auto":

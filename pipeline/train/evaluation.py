@@ -1,7 +1,7 @@
 """Held-out loss inside the training loop: the validation split, with a state of its own.
 
-The number of lanes and windows does not depend on the number of devices, so neither does the result:
-ranks split the rows, and a rank without a row runs one of weight 0.
+The number of lanes and windows does not depend on the number of devices, so neither does the
+result: ranks split the rows, and a rank without a row runs one of weight 0.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 # Dense peak without the sparsity factor, TFLOP/s: datasheets of each card.
-_PEAK_TFLOPS = {
+_PEAK_TFLOPS: dict[str, dict[str, float]] = {
     "H200": {"bf16": 989, "fp16": 989, "fp32": 67},
     "H100": {"bf16": 989, "fp16": 989, "fp32": 67},
     "A100": {"bf16": 312, "fp16": 312, "fp32": 19.5},

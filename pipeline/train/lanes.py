@@ -48,7 +48,9 @@ class LaneStates:
             return {}
         if world_size() == 1:
             return {"state": self._state.cpu()}
-        parts = [torch.empty_like(self._state) for _ in range(world_size())] if rank() == 0 else None
+        parts = (
+            [torch.empty_like(self._state) for _ in range(world_size())] if rank() == 0 else None
+        )
         dist.gather(self._state, parts, dst=0)
         return {} if parts is None else {"state": torch.cat(parts).cpu()}
 

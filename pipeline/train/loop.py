@@ -48,7 +48,7 @@ def train(run: TrainingRun) -> None:
 
 
 def train_step(run: TrainingRun) -> StepResult:
-    """One global batch: forward and backward of every micro-batch, then one step of the optimizer."""
+    """One global batch: forward and backward of every micro-batch, then one optimizer step."""
     clock, engine = run.clock, run.engine
     if run.is_skipped(clock.instances):
         run.lanes.zero()
@@ -112,7 +112,9 @@ def _due(applied: int, every: int, total: int) -> bool:
 
 def _stop(run: TrainingRun) -> None:
     run.save()
-    run.monitor.say(f"stopped at step {run.clock.applied}: {run.stop.reason or 'asked by another rank'}")
+    run.monitor.say(
+        f"stopped at step {run.clock.applied}: {run.stop.reason or 'asked by another rank'}"
+    )
     if run.stopping == INTERRUPT:
         raise KeyboardInterrupt
     raise StoppedAndSaved(
@@ -123,8 +125,6 @@ def _stop(run: TrainingRun) -> None:
 def _diverge(run: TrainingRun, overflows: int) -> None:
     raise Diverged(
         f"{overflows} steps in a row gave a non-finite loss or gradient (optim.max_skipped_steps), "
-        f"up to instance {run.clock.instances}: lower optim.lr, lengthen optim.warmup_steps, or look "
-        "at the text there; the last checkpoint is from before"
+        f"up to instance {run.clock.instances}: lower optim.lr, lengthen optim.warmup_steps, or "
+        "look at the text there; the last checkpoint is from before"
     )
-
-

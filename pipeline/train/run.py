@@ -169,7 +169,9 @@ class TrainingRun:
             step_s = self.meters.train_s / max(self.clock.iteration, 1)
             self.monitor.progress(self.clock, metrics, eta_s=left * step_s)
         else:
-            self.monitor.say(f"step {self.clock.applied}: {result.value} at instance {self.clock.instances}")
+            self.monitor.say(
+                f"step {self.clock.applied}: {result.value} at instance {self.clock.instances}"
+            )
         self._mark = (tokens, self.meters.train_s, self.meters.flops_counted)
         self._data_wait_s = 0.0
 

@@ -1,4 +1,4 @@
-"""From a recipe to a finished run: `pretrain(recipe)` is what `run_pretrain.py` calls on every rank."""
+"""From a recipe to a finished run: `pretrain(recipe)`, called on every rank."""
 
 from __future__ import annotations
 
@@ -130,7 +130,11 @@ def _describe(recipe: Recipe, config: dict[str, Any], device: torch.device) -> N
 def _cpus() -> Sequence[int]:
     import os
 
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return (
+        sorted(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else range(os.cpu_count() or 1)
+    )
 
 
 def _announce(run: TrainingRun, accumulation: int, resume_from: Path | None) -> None:
@@ -145,8 +149,8 @@ def _announce(run: TrainingRun, accumulation: int, resume_from: Path | None) -> 
     )
     if resume_from is not None:
         run.monitor.say(
-            f"resumed from {resume_from}: step {run.clock.applied}, instance {run.clock.instances}, "
-            f"{run.meters.tokens} tokens"
+            f"resumed from {resume_from}: step {run.clock.applied}, instance "
+            f"{run.clock.instances}, {run.meters.tokens} tokens"
         )
     barrier()
 
@@ -172,5 +176,3 @@ def _write_status(folder: RunFolder, run: TrainingRun, state: str, reason: str) 
             "world_size": world_size(),
         },
     )
-
-

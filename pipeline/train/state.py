@@ -50,7 +50,9 @@ def differences(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") ->
     return lines
 
 
-def check_fits(trainer: dict[str, Any], now: dict[str, Any], layout: dict[str, int], where: Path) -> None:
+def check_fits(
+    trainer: dict[str, Any], now: dict[str, Any], layout: dict[str, int], where: Path
+) -> None:
     """RecipeError with all differences when the checkpoint is of another run or another layout."""
     lines = differences(trainer["identity"], now)
     if max(trainer["layout"]["zero_stage"], layout["zero_stage"]) > 0:

@@ -3,6 +3,7 @@
 DeepSpeed's `safe_*` accessors do nothing at stage 0, leave the forward weight stale at stages 1 and
 2, and fail at stage 3 for tensors that do not divide by the world size. These functions give one
 behaviour. They are collective: every rank calls them with the same parameter and the same value.
+A parameter is typed Any because ZeRO hangs its own attributes on it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from deepspeed.utils import (
     safe_set_local_grad,
     safe_set_local_optimizer_state,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def loss_scale(engine: Any) -> float:
@@ -50,7 +51,7 @@ def discard_gradients(engine: Any, stage: int) -> None:
         optimizer._overflow_clean_up(optimizer.loss_scale)
 
 
-def get_gradient(engine: Any, stage: int, parameter: nn.Parameter) -> Tensor:
+def get_gradient(engine: Any, stage: int, parameter: Any) -> Tensor:
     """Reduced gradient of the accumulated step, still multiplied by the loss scale."""
     gradient = parameter.grad if stage == 0 else safe_get_full_grad(parameter)
     if gradient is None:
@@ -58,7 +59,7 @@ def get_gradient(engine: Any, stage: int, parameter: nn.Parameter) -> Tensor:
     return gradient.detach().float().reshape(_shape(parameter))
 
 
-def set_gradient(engine: Any, stage: int, parameter: nn.Parameter, value: Tensor) -> None:
+def set_gradient(engine: Any, stage: int, parameter: Any, value: Tensor) -> None:
     if stage == 0:
         parameter.grad = value.to(parameter.dtype).reshape(parameter.shape).clone()
     elif stage < 3:
@@ -67,13 +68,15 @@ def set_gradient(engine: Any, stage: int, parameter: nn.Parameter, value: Tensor
         safe_set_local_grad(parameter, _local_part(parameter, value))
 
 
-def get_parameter(engine: Any, stage: int, parameter: nn.Parameter) -> Tensor:
-    master = _stage0_master(engine, parameter) if stage == 0 else safe_get_full_fp32_param(parameter)
+def get_parameter(engine: Any, stage: int, parameter: Any) -> Tensor:
+    master = (
+        _stage0_master(engine, parameter) if stage == 0 else safe_get_full_fp32_param(parameter)
+    )
     assert master is not None
     return master.detach().float().reshape(_shape(parameter)).clone()
 
 
-def set_parameter(engine: Any, stage: int, parameter: nn.Parameter, value: Tensor) -> None:
+def set_parameter(engine: Any, stage: int, parameter: Any, value: Tensor) -> None:
     """Write both copies: the fp32 master and the weight that the next forward reads."""
     if stage == 3:
         local = _local_part(parameter, value)
@@ -89,7 +92,7 @@ def set_parameter(engine: Any, stage: int, parameter: nn.Parameter, value: Tenso
     parameter.data.copy_(value)
 
 
-def get_moment(engine: Any, stage: int, parameter: nn.Parameter, key: str) -> Tensor | None:
+def get_moment(engine: Any, stage: int, parameter: Any, key: str) -> Tensor | None:
     """A full optimizer state tensor such as `exp_avg`, or None before the first step."""
     if stage == 0:
         state = _stage0_state(engine, parameter).get(key)
@@ -101,7 +104,7 @@ def get_moment(engine: Any, stage: int, parameter: nn.Parameter, key: str) -> Te
     return None if full is None else full.reshape(_shape(parameter)).clone()
 
 
-def set_moment(engine: Any, stage: int, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+def set_moment(engine: Any, stage: int, parameter: Any, key: str, value: Tensor) -> None:
     if stage == 0:
         _stage0_state(engine, parameter)[key].copy_(value)
     elif stage < 3:
@@ -110,11 +113,11 @@ def set_moment(engine: Any, stage: int, parameter: nn.Parameter, key: str, value
         safe_set_local_optimizer_state(parameter, _local_part(parameter, value), key)
 
 
-def _shape(parameter: nn.Parameter) -> torch.Size:
+def _shape(parameter: Any) -> torch.Size:
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
-def _local_part(parameter: nn.Parameter, value: Tensor) -> Tensor:
+def _local_part(parameter: Any, value: Tensor) -> Tensor:
     """This rank's slice of a full tensor at stage 3, zero-padded to DeepSpeed's partition size."""
     size = parameter.ds_tensor.ds_numel
     rank = torch.distributed.get_rank(parameter.ds_process_group)
@@ -124,7 +127,7 @@ def _local_part(parameter: nn.Parameter, value: Tensor) -> Tensor:
     return padded.narrow(0, size * rank, size).clone()
 
 
-def _stage0_master(engine: Any, parameter: nn.Parameter) -> Tensor:
+def _stage0_master(engine: Any, parameter: Any) -> Tensor:
     """At stage 0 the master is the parameter itself in fp32, a separate copy in half precision."""
     optimizer = engine.optimizer
     if not hasattr(optimizer, "fp32_groups"):
@@ -136,6 +139,6 @@ def _stage0_master(engine: Any, parameter: nn.Parameter) -> Tensor:
     raise KeyError("parameter is not in the optimizer")
 
 
-def _stage0_state(engine: Any, parameter: nn.Parameter) -> dict[str, Tensor]:
+def _stage0_state(engine: Any, parameter: Any) -> dict[str, Tensor]:
     inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
     return inner.state[_stage0_master(engine, parameter)]

@@ -25,11 +25,16 @@ def write_corpus(path: Path, documents: int = 120, seed: int = 0) -> Path:
 def recipe_tree(folder: Path, kind: str, **changes: Any) -> dict[str, Any]:
     """A recipe of a run in `folder`; `changes` are dotted keys with __ for the dots."""
     mlstm = kind == "mlstm"
+    corpus = str(folder / "corpus.jsonl")
+    source = {"kind": "jsonl", "path": corpus, "text_field": "reviewText"}
     tree: dict[str, Any] = {
-        "run": {"name": kind, "folder": str(folder / "runs"), "steps": 6, "seed": 5, "log_every_steps": 1},
+        "run": {
+            "name": kind, "folder": str(folder / "runs"), "steps": 6, "seed": 5,
+            "log_every_steps": 1,
+        },
         "data": {
             "folder": str(folder / f"prepared-{kind}"),
-            "sources": [{"kind": "jsonl", "path": str(folder / "corpus.jsonl"), "text_field": "reviewText"}],
+            "sources": [source],
             "split": {"validation": 0.1, "test": 0.1},
         },
         "tokenizer": {"kind": "bytes"} if mlstm else {"kind": "bpe", "vocab_size": 300},

@@ -30,7 +30,9 @@ class MultiplicativeLSTM(nn.Module):
         super().__init__()
         self.hidden = hidden
         self.layers = nn.ModuleList(
-            MultiplicativeLSTMLayer(input_size if i == 0 else hidden, hidden, weight_norm, forget_bias)
+            MultiplicativeLSTMLayer(
+                input_size if i == 0 else hidden, hidden, weight_norm, forget_bias
+            )
             for i in range(layers)
         )
 
@@ -99,8 +101,7 @@ class NormedMatrix(nn.Module):
         self.g = nn.Parameter(self.v.detach().norm(dim=1)) if weight_norm else None
 
     def forward(self) -> Tensor:
-        """The matrix, recomputed once per window. Norms are taken in fp32: squares of half-precision
-        numbers above 256 overflow."""
+        """The matrix, made once per window. Norms are taken in fp32: squares overflow in fp16."""
         if self.g is None:
             return self.v
         scale = self.g.float() / self.v.float().norm(dim=1)

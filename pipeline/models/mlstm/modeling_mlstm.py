@@ -1,8 +1,8 @@
 """The multiplicative LSTM language model for `transformers`.
 
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    out = model(input_ids)            # logits (B, T, V), state after the last token
-    out = model(next_ids, state=out.state)
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+out = model(input_ids)            # logits (B, T, V), state after the last token
+out = model(next_ids, state=out.state)
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class MLSTMForCausalLM(PreTrainedModel, GenerationMixin):
 
     # Generation feeds one token at a time and carries the state instead of a key-value cache.
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]
         self, input_ids: Tensor, state: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         return {"input_ids": input_ids if state is None else input_ids[:, -1:], "state": state}
