@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -55,8 +56,14 @@ def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None
     try:
         return main(arguments) or 0
     except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _complain(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
+        _complain("interrupted")
         return 130
+
+
+def _complain(text: str) -> None:
+    # Under a launcher every rank comes to the same error; one of them says it.
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {text}", file=sys.stderr)

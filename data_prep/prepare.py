@@ -81,6 +81,11 @@ def prepare_status(tree: dict[str, Any]) -> str | None:
     return _status(*_sections(tree))
 
 
+def prepare_hash(tree: dict[str, Any]) -> str:
+    """The `recipe_hash` of a recipe's prepared manifest; the sources need not be there."""
+    return _hash(*_sections(tree))
+
+
 def _sections(tree: dict[str, Any]) -> tuple[DataConfig, TokenizerSection]:
     data = validate(DataConfig, tree.get("data"), "data")
     return data, validate_tokenizer(tree.get("tokenizer"))

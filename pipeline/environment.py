@@ -52,10 +52,8 @@ def _from_slurm() -> None:
 
 def first_slurm_host(nodes: str) -> str:
     """First host of a SLURM node list: `gpu[003-007,9],login1` -> `gpu003`."""
-    match = re.match(r"([^,\[]+)(?:\[(\d+)[^\]]*\])?", nodes)
-    if not match:
-        return "127.0.0.1"
-    return match.group(1) + (match.group(2) or "")
+    first_of_ranges = re.sub(r"\[(\d+)[^\]]*\]", r"\1", nodes)
+    return first_of_ranges.partition(",")[0] or "127.0.0.1"
 
 
 def free_port() -> str:

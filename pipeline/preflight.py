@@ -42,7 +42,8 @@ def dry_run(recipe: Recipe) -> None:
     )
     print(
         f"batch            {batch.global_batch} = {world_size} devices x {batch.micro_batch} "
-        f"micro-batch x {recipe.accumulation(world_size)} accumulation, {batch.window_tokens} tokens each"
+        f"micro-batch x {recipe.accumulation(world_size)} accumulation, "
+        f"{batch.window_tokens} tokens each"
     )
     print(f"model            {parameter_count(module) / 1e6:.2f} M parameters (meta device)")
     flops = 3 * (module.backbone.flops_per_token(batch.window_tokens) + module.head.dense_flops())

@@ -28,7 +28,9 @@ def explain(error: ValidationError, model_cls: Any, where: str) -> str:
     lines: list[str] = []
     for detail in error.errors(include_url=False):
         path, here = _walk(model_cls, detail["loc"])
-        line = ".".join([where, *path]) + ": " + _sentence(detail, path, here)
+        line = (
+            ".".join(part for part in [where, *path] if part) + ": " + _sentence(detail, path, here)
+        )
         if line not in lines:
             lines.append(line)
     if len(lines) == 1:
@@ -36,7 +38,7 @@ def explain(error: ValidationError, model_cls: Any, where: str) -> str:
     shown = lines[:_SHOWN]
     if more := len(lines) - len(shown):
         shown.append(f"and {more} more")
-    return f"{where}: {len(lines)} problems\n  " + "\n  ".join(shown)
+    return f"{where or 'recipe'}: {len(lines)} problems\n  " + "\n  ".join(shown)
 
 
 def describe(model_cls: Any, indent: str = "") -> str:

@@ -127,6 +127,7 @@ def reset_mask(split: Split, starts: np.ndarray, window: int) -> np.ndarray:
     for row, start in enumerate(starts.tolist()):
         first, last = np.searchsorted(split.resets, [start, start + window])
         mask[row, split.resets[first:last] - start] = True
+        mask[row, 0] |= start == 0
         over = start + window - split.tokens
         if over > 0:
             wrapped = split.resets[: np.searchsorted(split.resets, over)]

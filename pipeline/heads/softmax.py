@@ -44,6 +44,7 @@ class SoftmaxHead(Head):
             self.chunk_tokens,
             self.logit_scale,
             self.logit_softcap,
+            torch.is_grad_enabled(),  # always off inside the function
         )
         return loss_sum, weights.sum()
 
@@ -79,8 +80,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         chunk: int,
         scale: float,
         softcap: float | None,
+        grad_enabled: bool,
     ) -> Tensor:
-        train = any(ctx.needs_input_grad[:3])
+        train = grad_enabled and any(ctx.needs_input_grad[:3])
         loss_sum = torch.zeros((), dtype=torch.float32, device=hidden.device)
         d_hidden = torch.empty_like(hidden) if train else None
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if train else None
@@ -121,7 +123,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             (d_hidden.float() * d_loss).to(d_hidden.dtype),
             (d_weight * d_loss).to(weight_dtype),
             None if d_bias is None else (d_bias * d_loss).to(bias_dtype),
-            None, None, None, None, None,
+            None, None, None, None, None, None,
         )  # fmt: skip
 
 

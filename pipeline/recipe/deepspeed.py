@@ -119,6 +119,8 @@ def _ours(recipe: Recipe, world_size: int, dtype: str) -> dict[str, Any]:
 def _fill(config: dict[str, Any], dotted: str, value: Any, path: Path) -> None:
     section, _, key = dotted.rpartition(".")
     place = config.setdefault(section, {}) if section else config
+    if not isinstance(place, dict):
+        raise RecipeError(f"{path}: {section}={place!r}: expected an object such as {{}}")
     found = place.get(key, "auto")
     if found != "auto" and (found != value or isinstance(found, bool) != isinstance(value, bool)):
         raise RecipeError(

@@ -72,7 +72,8 @@ def begin(checkpoints: Path, tag: str) -> Path:
 
     def make() -> Path:
         folder = checkpoints / f"{tag}.tmp"
-        shutil.rmtree(folder, ignore_errors=True)
+        for leftover in checkpoints.glob("global_step*.tmp"):  # of saves that were killed
+            shutil.rmtree(leftover)
         (folder / "plugins").mkdir(parents=True)
         (folder / "rng").mkdir()
         return folder
@@ -96,10 +97,11 @@ def problem(folder: Path, verify: bool = True) -> str | None:
         return f"{folder} has no manifest.json: the save never finished, or the file was removed"
     try:
         manifest = read_manifest(folder / "manifest.json")
-    except DataError as error:
-        return str(error)
-    for entry in manifest["files"]:
-        if found := FileRecord.from_json(entry).problem(folder, verify):
+        records = [FileRecord.from_json(entry) for entry in manifest["files"]]
+    except (DataError, KeyError, TypeError) as error:
+        return f"{folder}: its manifest.json is damaged ({error})"
+    for record in records:
+        if found := record.problem(folder, verify):
             return f"{folder}: {found}"
     return None
 

@@ -54,6 +54,13 @@ def _no_hidden_first_step(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     optimizer.state.clear()
 
 
+def shut_down() -> None:
+    """Leave the process group together: exiting without this aborts in gloo. Collective."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 class DeepSpeedEngine:
     """Wraps a DeepSpeed engine; see `pipeline.protocols.Engine`."""
 

@@ -244,8 +244,6 @@ class TrainingRun:
     def _restore(self, folder: Path) -> None:
         """Continue from a checkpoint. Collective."""
         trainer = state.read_trainer(folder)
-        now = state.identity(self.recipe, self._prepared, self.dtype)
-        state.check_fits(trainer, now, self._layout, folder)
         self.engine.load(folder.parent, folder.name)
         self.clock = Clock(**trainer["clock"])
         self.meters = Meters(**trainer["meters"])

@@ -13,6 +13,7 @@ import torch
 
 from data_prep.errors import DataError, Diverged, RecipeError, StoppedAndSaved
 from data_prep.manifest import versions, write_atomic
+from data_prep.prepare import prepare_hash
 from data_prep.shards import Prepared
 from pipeline.models.build import parameter_count
 from pipeline.optim.build import build_optimizer
@@ -21,8 +22,9 @@ from pipeline.ranks import agree, barrier, from_rank0, rank, world_size
 from pipeline.recipe import Recipe
 from pipeline.recipe.deepspeed import derive_deepspeed, resolve_dtype
 from pipeline.run_folder import RunFolder
+from pipeline.train import state
 from pipeline.train.checkpoint import resolve_resume
-from pipeline.train.engine import DeepSpeedEngine, init_distributed
+from pipeline.train.engine import DeepSpeedEngine, init_distributed, shut_down
 from pipeline.train.loop import train
 from pipeline.train.module import TrainModule, build_module
 from pipeline.train.run import TrainingRun
@@ -37,13 +39,13 @@ def pretrain(recipe: Recipe) -> None:
     init_distributed(recipe.engine.timeout_minutes)
     folder = RunFolder(recipe.run_folder)
     run: TrainingRun | None = None
-    state, reason = "crashed", ""
+    ending, reason = "crashed", ""
     try:
         run = start_run(recipe)
         train(run)
-        state = "finished"
+        ending = "finished"
     except BaseException as error:
-        state, reason = _state_of(error), str(error)
+        ending, reason = _ending_of(error), str(error)
         raise
     finally:
         if run is not None:
@@ -52,7 +54,9 @@ def pretrain(recipe: Recipe) -> None:
         # Before the run had a right to the folder, nothing may be written into it.
         if rank() == 0 and run is not None:
             folder.stop_file.unlink(missing_ok=True)
-            _write_status(folder, run, state, reason)
+            _write_status(folder, run, ending, reason)
+        if ending != "crashed":  # an ending that all ranks came to together
+            shut_down()
 
 
 def start_run(
@@ -70,6 +74,8 @@ def start_run(
         lambda: resolve_resume(recipe.run.resume, RunFolder(recipe.run_folder).checkpoints)
     )
     dtype = resolve_dtype(recipe, cuda_bf16=_cuda_bf16())
+    if resume_from is not None:  # refused before any memory is taken and any file is written
+        from_rank0(lambda: state.check_fits(resume_from, recipe, prepared, dtype, world_size()))
     config = derive_deepspeed(recipe, world_size(), dtype)
     module = module or agree(lambda: build_module(recipe, prepared))
     for plugin in plugins:
@@ -91,11 +97,12 @@ def open_prepared(recipe: Recipe) -> Prepared:
 def check_prepared(recipe: Recipe) -> Prepared:
     """Open and verify the shards, and that they were made for this recipe's tokenizer."""
     prepared = Prepared.open(recipe.data.folder)
-    kind = prepared.manifest["tokenizer"]["kind"]
-    if kind != recipe.tokenizer.kind:
+    if prepared.manifest["recipe_hash"] != prepare_hash(recipe.model_dump(mode="json")):
+        found = prepared.manifest["tokenizer"]
         raise DataError(
-            f"{recipe.data.folder} was made with tokenizer.kind={kind}, the recipe says "
-            f"{recipe.tokenizer.kind}: prepare into another data.folder"
+            f"{recipe.data.folder} was prepared with other data or tokenizer settings than the "
+            f"recipe's (found a {found['kind']} tokenizer of {found['vocab_size']} ids): run "
+            "`python -m data_prep prepare RECIPE`, or name another data.folder"
         )
     prepared.tokenizer()
     return prepared
@@ -155,17 +162,17 @@ def _announce(run: TrainingRun, accumulation: int, resume_from: Path | None) -> 
     barrier()
 
 
-def _state_of(error: BaseException) -> str:
-    states = {StoppedAndSaved: "stopped", KeyboardInterrupt: "stopped", Diverged: "diverged"}
+def _ending_of(error: BaseException) -> str:
+    endings = {StoppedAndSaved: "stopped", KeyboardInterrupt: "stopped", Diverged: "diverged"}
     refused = isinstance(error, RecipeError | DataError)
-    return states.get(type(error), "refused" if refused else "crashed")
+    return endings.get(type(error), "refused" if refused else "crashed")
 
 
-def _write_status(folder: RunFolder, run: TrainingRun, state: str, reason: str) -> None:
+def _write_status(folder: RunFolder, run: TrainingRun, ending: str, reason: str) -> None:
     folder.write_json(
         folder.status,
         {
-            "state": state,
+            "state": ending,
             "step": run.clock.applied,
             "reason": reason,
             "clock": run.clock.to_dict(),

@@ -51,17 +51,18 @@ def differences(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") ->
 
 
 def check_fits(
-    trainer: dict[str, Any], now: dict[str, Any], layout: dict[str, int], where: Path
+    folder: Path, recipe: Recipe, prepared: Prepared, dtype: str, world_size: int
 ) -> None:
     """RecipeError with all differences when the checkpoint is of another run or another layout."""
-    lines = differences(trainer["identity"], now)
-    if max(trainer["layout"]["zero_stage"], layout["zero_stage"]) > 0:
-        lines += differences(trainer["layout"], layout)
-    elif trainer["layout"]["zero_stage"] != layout["zero_stage"]:
+    trainer = read_trainer(folder)
+    lines = differences(trainer["identity"], identity(recipe, prepared, dtype))
+    layout = {"zero_stage": recipe.engine.zero_stage, "world_size": world_size}
+    # DeepSpeed shards its files by rank from stage 1 on; a stage-0 checkpoint fits any world.
+    if trainer["layout"]["zero_stage"] or layout["zero_stage"]:
         lines += differences(trainer["layout"], layout)
     if lines:
         raise RecipeError(
-            f"{where} cannot be resumed with this recipe:\n  "
+            f"{folder} cannot be resumed with this recipe:\n  "
             + "\n  ".join(lines)
             + "\nchange the recipe back, or choose another run.name to start a new run"
         )
