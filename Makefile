@@ -3,7 +3,7 @@
 # make check  linting, types and the fast tests
 
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 PY := $(VENV)/bin/python
 
 .PHONY: help setup setup-dev demo test test-long check clean

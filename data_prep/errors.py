@@ -61,6 +61,10 @@ def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None
     except KeyboardInterrupt:
         _complain("interrupted")
         return 130
+    except BrokenPipeError:
+        # The reader of a pipe (`| head`) has seen enough; the interpreter must not flush into it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _complain(text: str) -> None:

@@ -32,6 +32,7 @@ def check_head(head: Head, backbone: Backbone) -> None:
     assert weight is not None
     ids = ((torch.arange(8, device=weight.device) * 7919 + 1) % weight.shape[0]).unsqueeze(0)
     hidden, _ = backbone(ids, None, None)
+    _check_causal(backbone, ids, hidden)
     same = _same_log_prob(head, backbone, ids)
     # Fresh logits lie near zero, where soft-capping cannot be seen: look at large ones as well.
     original = weight.clone()
@@ -44,6 +45,19 @@ def check_head(head: Head, backbone: Backbone) -> None:
         raise RecipeError(
             f"model.architecture={name!r} changes its logits after the output matrix in a way that "
             "the head cannot honour: choose another architecture"
+        )
+
+
+def _check_causal(backbone: Backbone, ids: torch.Tensor, hidden: torch.Tensor) -> None:
+    """RecipeError when another last token changes what was computed before it."""
+    other = ids.clone()
+    other[:, -1] = ids[:, 0]
+    again, _ = backbone(other, None, None)
+    if not torch.allclose(hidden[:, :-1], again[:, :-1], rtol=1e-4, atol=1e-5):
+        name = getattr(backbone.causal_lm.config, "model_type", "this model")
+        raise RecipeError(
+            f"model.architecture={name!r} sees the tokens it is to predict: set its config to "
+            "causal if it has such a key, or choose another architecture"
         )
 
 

@@ -45,9 +45,9 @@ def transformer_config(
     for key in ("vocab_size", *special_ids):
         if key in section.config:
             raise RecipeError(f"model.config.{key}: comes from the tokenizer; remove it")
-    config = AutoConfig.for_model(
-        section.architecture, **{**special_ids, **section.config}, vocab_size=vocab_size
-    )
+    # Nothing is ever padded, and an architecture's own padding id would keep a token untrained.
+    ours = {"pad_token_id": None, **special_ids, **section.config, "vocab_size": vocab_size}
+    config = AutoConfig.for_model(section.architecture, **ours)
     _check_positions(section, config, window)
     config.use_cache = False
     return config

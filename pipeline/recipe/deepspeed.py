@@ -63,6 +63,8 @@ def read_template(path: Path) -> dict[str, Any]:
         raise RecipeError(f"engine.template: {path} does not exist") from None
     except json.JSONDecodeError as error:
         raise RecipeError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(template, dict):
+        raise RecipeError(f"{path} holds {type(template).__name__}, expected an object")
     known = {*DEEPSPEED_OWNS, *(key.partition(".")[0] for key in RECIPE_OWNS)}
     for key in template:
         if key in REFUSED:

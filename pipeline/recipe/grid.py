@@ -11,6 +11,7 @@ class GridConfig(Section):
     """Arms x seeds over one recipe, run one after another."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the study")
+    folder: str = Field(default="runs", description="folder that holds the study's folder")
     recipe: str = Field(description="path of the recipe that the arms change")
     arms: dict[str, list[str]] = Field(
         min_length=1, description="arm name -> list of key=value overrides (may be empty)"

@@ -16,8 +16,6 @@ from pipeline.recipe import Recipe, load_grid, load_recipe
 from pipeline.recipe.grid import GridConfig
 from pipeline.stages.runner import ALL, run_stages
 
-_FOLDER = Path("runs")
-
 
 def run_study(path: Path, *, detach: bool = False) -> None:
     """Run all arms of a study file. `detach` goes on in the background and returns at once.
@@ -27,7 +25,7 @@ def run_study(path: Path, *, detach: bool = False) -> None:
     """
     grid = load_grid(path)
     arms = expand(grid)
-    out = _FOLDER / grid.name
+    out = Path(grid.folder) / grid.name
     if detach:
         _detach(path, out)
         return
@@ -56,7 +54,11 @@ def expand(grid: GridConfig) -> list[tuple[str, Recipe]]:
     for seed in grid.seeds:
         for arm, overrides in grid.arms.items():
             name = f"{arm}-seed{seed}"
-            fixed = [f"run.name={name}", f"run.folder={_FOLDER / grid.name}", f"run.seed={seed}"]
+            fixed = [
+                f"run.name={name}",
+                f"run.folder={Path(grid.folder) / grid.name}",
+                f"run.seed={seed}",
+            ]
             runs.append((name, load_recipe(grid.recipe, [*grid.shared, *overrides, *fixed])))
     return runs
 

@@ -15,6 +15,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .window import MLSTMWindow
+
 
 class MultiplicativeLSTM(nn.Module):
     """Stacked layers. State (B, layers, 2, H): c first, then h."""
@@ -74,20 +76,10 @@ class MultiplicativeLSTMLayer(nn.Module):
         x = x.transpose(0, 1)
         mx = torch.nn.functional.linear(x, self.w_mx())
         zx = torch.nn.functional.linear(x, self.w_x(), self.bias)
-        w_mh, w_h = self.w_mh().t(), self.w_h().t()
-        keep = None if resets is None else (~resets).t().unsqueeze(-1).to(x.dtype).unbind(0)
+        keep = None if resets is None else (~resets).t().unsqueeze(-1).to(x.dtype)
         c, h = state.unbind(1)
-        outputs = []
-        # unbind, not indexing: the backward of an index fills a whole (T, B, 4H) tensor with zeros.
-        for t, (mx_t, zx_t) in enumerate(zip(mx.unbind(0), zx.unbind(0), strict=True)):
-            if keep is not None:
-                c, h = c * keep[t], h * keep[t]
-            m = mx_t * (h @ w_mh)
-            i, f, o, u = torch.addmm(zx_t, m, w_h).chunk(4, dim=1)
-            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(u)
-            h = torch.sigmoid(o) * torch.tanh(c)
-            outputs.append(h)
-        return torch.stack(outputs, dim=1), torch.stack([c, h], dim=1)
+        hidden, c = MLSTMWindow.apply(mx, zx, self.w_mh(), self.w_h(), c, h, keep)
+        return hidden.transpose(0, 1), torch.stack([c, hidden[-1]], dim=1)
 
 
 class NormedMatrix(nn.Module):
