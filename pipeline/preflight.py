@@ -21,6 +21,7 @@ from pipeline.heads.build import build_head
 from pipeline.models.build import build_backbone, parameter_count
 from pipeline.recipe import Recipe
 from pipeline.recipe.deepspeed import derive_deepspeed, resolve_dtype, template_path
+from pipeline.train.engine import check_config
 from pipeline.train.module import TrainModule
 
 _GIB = 2**30
@@ -33,7 +34,7 @@ def dry_run(recipe: Recipe) -> None:
         recipe, cuda_bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     )
     config = derive_deepspeed(recipe, world_size, dtype)
-    check_zero_keys(recipe, config)
+    check_config(config, template_path(recipe))
     module = meta_module(recipe)
     batch = recipe.batch
     print(f"recipe           {recipe.run.name}: valid")
@@ -51,21 +52,6 @@ def dry_run(recipe: Recipe) -> None:
     print(f"training         {tokens / 1e6:.1f} M tokens, {flops * tokens:.3g} FLOPs")
     for line in memory_lines(recipe, module, world_size, dtype):
         print(line)
-
-
-def check_zero_keys(recipe: Recipe, config: dict[str, object]) -> None:
-    """DeepSpeed's own check of the keys inside `zero_optimization`, as one message."""
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-    from pydantic import ValidationError
-
-    try:
-        DeepSpeedZeroConfig(**config["zero_optimization"])  # type: ignore[arg-type]
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RecipeError(
-            f"{template_path(recipe)}: zero_optimization.{where}: {first['msg']}"
-        ) from None
 
 
 def meta_module(recipe: Recipe) -> TrainModule:
@@ -124,7 +110,7 @@ def _versions() -> str:
 
 def _recipe(recipe: Recipe) -> str:
     config = derive_deepspeed(recipe, 1, resolve_dtype(recipe, cuda_bf16=False))
-    check_zero_keys(recipe, config)
+    check_config(config, template_path(recipe))
     return f"{parameter_count(meta_module(recipe)) / 1e6:.2f} M parameters"
 
 

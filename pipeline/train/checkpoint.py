@@ -23,7 +23,7 @@ from data_prep.errors import DataError, RecipeError
 from data_prep.manifest import FileRecord, read_manifest, write_atomic
 from pipeline.ranks import agree, barrier, from_rank0, gather_objects, rank, world_size
 
-_TAG = re.compile(r"global_step(\d+)")
+_TAG = re.compile(r"global_step(\d+)(\.previous)?")
 
 
 def tag_of(applied: int) -> str:
@@ -51,19 +51,21 @@ def _publish(checkpoints: Path, tag: str, records: list[dict[str, Any]], keep_la
     manifest = {"format": 1, "tag": tag, "files": sorted(records, key=lambda r: r["path"])}
     write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     if final.exists():
-        # The same step saved again after an earlier attempt: keep the old one until the new stands.
-        old = checkpoints / f"{tag}.old.tmp"
-        shutil.rmtree(old, ignore_errors=True)
-        final.rename(old)
-        folder.rename(final)
-        shutil.rmtree(old)
-    else:
-        folder.rename(final)
+        # As many applied steps as an earlier save: that one stays loadable until this one stands.
+        _remove(checkpoints / f"{tag}.previous")
+        final.rename(checkpoints / f"{tag}.previous")
+    folder.rename(final)
     write_atomic(checkpoints / "latest", tag)
+    _remove(checkpoints / f"{tag}.previous")
     for path in list_checkpoints(checkpoints)[keep_last:]:
-        # Renamed first, so that a kill half-way leaves no half checkpoint under a good name.
-        doomed = path.with_name(path.name + ".tmp")
-        path.rename(doomed)
+        _remove(path)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint. Renamed first: a kill half-way leaves no half one under a good name."""
+    if folder.exists():
+        doomed = folder.with_name(folder.name + ".tmp")
+        folder.rename(doomed)
         shutil.rmtree(doomed)
 
 
@@ -85,8 +87,11 @@ def list_checkpoints(checkpoints: Path) -> list[Path]:
     """Folders named like checkpoints, newest first; nothing is verified."""
     if not checkpoints.is_dir():
         return []
-    found = [path for path in checkpoints.iterdir() if _TAG.fullmatch(path.name)]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("global_step")), reverse=True)
+    found = [
+        (match, path) for path in checkpoints.iterdir() if (match := _TAG.fullmatch(path.name))
+    ]
+    newest_first = sorted(found, key=lambda f: (int(f[0][1]), not f[0][2]), reverse=True)
+    return [path for _, path in newest_first]
 
 
 def problem(folder: Path, verify: bool = True) -> str | None:

@@ -18,6 +18,9 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from data_prep.errors import RecipeError
@@ -52,6 +55,21 @@ def _no_hidden_first_step(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     optimizer.state.clear()
+
+
+def check_config(config: dict[str, Any], where: Path) -> None:
+    """DeepSpeed's own look at the keys inside a template's sections, as one RecipeError."""
+    models = {
+        "zero_optimization": DeepSpeedZeroConfig, "fp16": DeepSpeedFP16Config,
+        "bf16": DeepSpeedBF16Config,
+    }  # fmt: skip
+    for section, model in models.items():
+        try:
+            model(**config[section])
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join([section, *(str(part) for part in first["loc"])])
+            raise RecipeError(f"{where}: {key}: {first['msg']}") from None
 
 
 def shut_down() -> None:

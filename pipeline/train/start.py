@@ -20,11 +20,11 @@ from pipeline.optim.build import build_optimizer
 from pipeline.protocols import StepPlugin
 from pipeline.ranks import agree, barrier, from_rank0, rank, world_size
 from pipeline.recipe import Recipe
-from pipeline.recipe.deepspeed import derive_deepspeed, resolve_dtype
+from pipeline.recipe.deepspeed import derive_deepspeed, resolve_dtype, template_path
 from pipeline.run_folder import RunFolder
 from pipeline.train import state
 from pipeline.train.checkpoint import resolve_resume
-from pipeline.train.engine import DeepSpeedEngine, init_distributed, shut_down
+from pipeline.train.engine import DeepSpeedEngine, check_config, init_distributed, shut_down
 from pipeline.train.loop import train
 from pipeline.train.module import TrainModule, build_module
 from pipeline.train.run import TrainingRun
@@ -77,6 +77,7 @@ def start_run(
     if resume_from is not None:  # refused before any memory is taken and any file is written
         from_rank0(lambda: state.check_fits(resume_from, recipe, prepared, dtype, world_size()))
     config = derive_deepspeed(recipe, world_size(), dtype)
+    check_config(config, template_path(recipe))
     module = module or agree(lambda: build_module(recipe, prepared))
     for plugin in plugins:
         plugin.setup(module)

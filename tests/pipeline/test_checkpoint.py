@@ -390,3 +390,25 @@ def test_models_without_a_state_have_no_lanes() -> None:
     lanes.zero()
     lanes.load({})
     assert lanes.get(slice(0, 3)) is None and lanes.gather() == {}
+
+
+def test_a_kill_between_the_two_renames_of_a_second_save_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 4, text="first")
+    original = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.name == "global_step4.tmp":
+            raise OSError("killed here")
+        return original(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(OSError, match="killed here"):
+            save(tmp_path, 4, keep_last=1, text="second")
+    found = find_checkpoint(tmp_path)
+    assert found.name == "global_step4.previous" and "first" in (found / FILES[0]).read_text()
+    save(tmp_path, 4, keep_last=1, text="third")
+    assert names(tmp_path) == ["global_step4", "latest"]
+    assert "third" in (find_checkpoint(tmp_path) / FILES[0]).read_text()
