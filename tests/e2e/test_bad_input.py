@@ -61,7 +61,7 @@ def test_missing_and_empty_corpus(tmp_path: Path) -> None:
     empty = python(
         "-m", "data_prep", "prepare", recipe, where, f"data.sources.0.path={tmp_path}/empty.jsonl"
     )
-    refused(empty, 3, "empty")
+    refused(empty, 3, "no document is left", "data.sources")
     assert not (tmp_path / "other").exists()
 
 
