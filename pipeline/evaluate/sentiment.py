@@ -1,79 +1,70 @@
 """Sentiment of rated texts from the features of a language model.
 
 An L1 logistic regression on standardised features, as in Radford et al. 2017, beside two
-baselines on the same test texts: the most frequent class, and a logistic regression on TF-IDF of
-words and word pairs. Each regression's strength C is chosen on validation texts; the test texts
-are used once.
+baselines on the same texts: the most frequent class, and a logistic regression on TF-IDF of words
+and word pairs. Every text is judged once, by a classifier that never saw it (cross-validation), and
+each classifier's strength C is chosen on validation texts inside its own training share.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from statistics import median_low
+from typing import Any
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import StratifiedKFold, train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from data_prep.errors import DataError
 from data_prep.recipe.data import CleanConfig
-from pipeline.evaluate.accuracy import accuracy_interval, majority_accuracy
+from pipeline.evaluate.accuracy import accuracy_interval
 from pipeline.evaluate.labelled import read_labelled
 from pipeline.evaluate.model import LanguageModel
 from pipeline.recipe.evaluation import SentimentConfig
 
-_VALIDATION_SHARE = 0.25  # of the texts that are not test texts
+_VALIDATION_SHARE = 0.25  # of a fold's training texts
 _FEATURE_STRENGTHS = [2.0**power for power in range(-8, 1)]
-_TFIDF_STRENGTHS = [2.0**power for power in range(-2, 7)]
+_TFIDF_STRENGTHS = [2.0**power for power in range(-2, 7, 2)]
 _LEAST_OF_A_CLASS = 10
-
-
-class Parts(NamedTuple):
-    """Indices of the texts for fitting, for choosing C, and for the accuracy."""
-
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
 
 
 def sentiment(
     model: LanguageModel, section: SentimentConfig, cleaning: CleanConfig, seed: int
 ) -> dict[str, Any]:
-    """Accuracy on the test texts with its interval, and what it rests on.
+    """Accuracy over all rated texts with its interval, and what it rests on.
 
     Texts rated between the two thresholds are left out. DataError when the file is not what the
     section says or holds fewer than 10 texts of a class.
     """
     texts, labels = _rated_texts(section, cleaning)
-    parts = _parts(labels, section.test_share, seed)
     started = time.monotonic()
     features = model.features(texts)
     seconds = time.monotonic() - started
 
-    def judge(fitted: Pipeline, inputs: Sequence[Any]) -> dict[str, Any]:
-        correct = fitted.predict(inputs) == labels[parts.test]
-        return accuracy_interval(correct, section.bootstrap_samples, seed)
-
+    folds = list(
+        StratifiedKFold(section.folds, shuffle=True, random_state=seed).split(texts, labels)
+    )
     on_features = lambda c: _feature_classifier(c, seed)  # noqa: E731
-    fitted, strength = _fit_best(on_features, _FEATURE_STRENGTHS, features, labels, parts)
+    correct, strength = _judge(on_features, _FEATURE_STRENGTHS, features, labels, folds)
     words = np.array(texts, dtype=object)
-    on_words, word_strength = _fit_best(_word_classifier, _TFIDF_STRENGTHS, words, labels, parts)
+    right, word_strength = _judge(_word_classifier, _TFIDF_STRENGTHS, words, labels, folds)
+    weights = on_features(strength).fit(features, labels)[-1].coef_
+    tfidf = accuracy_interval(right, section.bootstrap_samples, seed)
     return {
         "texts": len(texts),
         "positive_share": float(labels.mean()),
-        "train_texts": len(parts.train),
-        "validation_texts": len(parts.validation),
-        "test_texts": len(parts.test),
-        **judge(fitted, features[parts.test]),
+        "folds": section.folds,
+        **accuracy_interval(correct, section.bootstrap_samples, seed),
         "features": features.shape[1],
-        "nonzero_weights": int(np.count_nonzero(fitted[-1].coef_)),
+        "nonzero_weights": int(np.count_nonzero(weights)),
         "C": strength,
-        "majority_accuracy": majority_accuracy(labels, parts.test),
-        **{f"tfidf_{k}": v for k, v in judge(on_words, words[parts.test]).items()},
+        "majority_accuracy": float(max(labels.mean(), 1 - labels.mean())),
+        **{f"tfidf_{key}": value for key, value in tfidf.items()},
         "tfidf_C": word_strength,
         "texts_per_second": len(texts) / seconds,
     }
@@ -102,36 +93,29 @@ def _rated_texts(section: SentimentConfig, cleaning: CleanConfig) -> tuple[list[
     return texts, np.array(labels)
 
 
-def _parts(labels: np.ndarray, test_share: float, seed: int) -> Parts:
-    """A seeded split that keeps the share of the classes."""
-    rest, test = train_test_split(
-        np.arange(len(labels)), test_size=test_share, stratify=labels, random_state=seed
-    )
-    train, validation = train_test_split(
-        rest, test_size=_VALIDATION_SHARE, stratify=labels[rest], random_state=seed
-    )
-    return Parts(train, validation, test)
-
-
-def _fit_best(
+def _judge(
     make: Callable[[float], Pipeline],
     strengths: list[float],
     inputs: np.ndarray,
     labels: np.ndarray,
-    parts: Parts,
-) -> tuple[Pipeline, float]:
-    """The classifier with the best C on the validation texts (the least on a tie), fitted on all
-    texts but the test texts."""
-
-    def fit(strength: float, rows: np.ndarray) -> Pipeline:
-        return make(strength).fit(inputs[rows], labels[rows])
-
-    scores = [
-        fit(c, parts.train).score(inputs[parts.validation], labels[parts.validation])
-        for c in strengths
-    ]
-    best = strengths[int(np.argmax(scores))]
-    return fit(best, np.concatenate([parts.train, parts.validation])), best
+    folds: list[tuple[np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, float]:
+    """Whether each text was judged right by the fold that held it out, and the median C."""
+    correct, chosen = np.empty(len(labels), dtype=bool), []
+    for rest, test in folds:
+        train, validation = train_test_split(
+            rest, test_size=_VALIDATION_SHARE, stratify=labels[rest], random_state=0
+        )
+        scores = [
+            make(c).fit(inputs[train], labels[train]).score(inputs[validation], labels[validation])
+            for c in strengths
+        ]
+        best = strengths[int(np.argmax(scores))]
+        correct[test] = (
+            make(best).fit(inputs[rest], labels[rest]).predict(inputs[test]) == labels[test]
+        )
+        chosen.append(best)
+    return correct, median_low(chosen)
 
 
 def _feature_classifier(strength: float, seed: int) -> Pipeline:

@@ -15,8 +15,8 @@ class SentimentConfig(Section):
     score_field: str = Field(default="valence", description="field that holds the rating")
     negative_below: float = Field(default=-0.5, description="ratings below this are negative")
     positive_above: float = Field(default=0.5, description="ratings above this are positive")
-    test_share: float = Field(
-        default=0.3, gt=0, lt=1, description="share held out for the accuracy"
+    folds: int = Field(
+        default=5, ge=2, le=10, description="cross-validation folds; every text is held out once"
     )
     bootstrap_samples: int = Field(default=1000, ge=10, description="resamples of the interval")
 
