@@ -87,3 +87,22 @@ def test_preflight_ticks_every_check(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, "mlstm")
     result = python("-m", "pipeline", "preflight", recipe)
     assert result.returncode == 0 and result.stdout.count("✓") == 6, result.stdout + result.stderr
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_demo_gives_the_same_hundred_losses_on_two_ranks(tmp_path: Path, stage: int) -> None:
+    from data_prep.prepare import prepare
+
+    recipe = ROOT / "recipes/demo_transformer.yaml"
+    where = f"data.folder={tmp_path / 'prepared'}"
+    prepare(recipe, [where])
+    common = [
+        where, f"run.folder={tmp_path}", "run.steps=100", "optim.decay_steps=260",
+        "run.log_every_steps=1", f"engine.zero_stage={stage}",
+    ]  # fmt: skip
+    assert python("run_pretrain.py", recipe, *common, "run.name=one").returncode == 0
+    two = command(*DEEPSPEED, "run_pretrain.py", recipe, *common, "run.name=two", limit_s=900)
+    assert two.returncode == 0, two.stdout + two.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+    assert len(losses(tmp_path / "two")) == 100

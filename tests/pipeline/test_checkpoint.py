@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
-import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_prep.errors import DataError, RecipeError
-from data_prep.shards import Prepared
-from pipeline.recipe import Recipe
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import (
     begin,
@@ -28,18 +21,6 @@ from pipeline.train.checkpoint import (
     resolve_resume,
     tag_of,
 )
-from pipeline.train.lanes import LaneStates
-from pipeline.train.state import (
-    check_fits,
-    differences,
-    identity,
-    load_rng,
-    load_tensors,
-    save_rng,
-    save_tensors,
-    write_trainer,
-)
-from tests.pipeline.tiny import recipe_tree
 
 FILES = ("weights.pt", "plugins/lanes.safetensors", "rng/rank0.safetensors")
 
@@ -236,160 +217,6 @@ def test_resume_from_a_damaged_path_is_refused(tmp_path: Path) -> None:
         resolve_resume(str(tmp_path / "global_step9"), tmp_path)
     with pytest.raises(DataError, match="no checkpoint can be used"):
         resolve_resume("auto", tmp_path)  # never silently afresh over a damaged run
-
-
-# What is saved beside the weights --------------------------------------------------------------
-
-
-def recipe(folder: Path = Path("x"), **changes: Any) -> Recipe:
-    return Recipe.model_validate(recipe_tree(folder, "mlstm", **changes), strict=False)
-
-
-PREPARED = cast(Prepared, SimpleNamespace(tokenizer_fingerprint="abc", fingerprint="def"))
-
-
-@pytest.mark.parametrize(
-    ("changes", "lines"),
-    [
-        ({"model__hidden": 48}, ["model.hidden: 24 in the checkpoint, 48 now"]),
-        ({"optim__lr": 0.5}, ["optim.lr: 0.01 in the checkpoint, 0.5 now"]),
-        ({"run__seed": 6}, ["run.seed: 5 in the checkpoint, 6 now"]),
-        ({"batch__global_batch": 4}, ["batch.global_batch: 8 in the checkpoint, 4 now"]),
-        ({"run__steps": 9}, ["optim.decay_steps: 6 in the checkpoint, 9 now"]),
-        # None of these change what is computed.
-        ({"batch__micro_batch": 4}, []),
-        ({"run__name": "other", "run__log_every_steps": 3}, []),
-        ({"checkpoint__every_steps": 2, "eval__batch": 1}, []),
-        ({"run__steps": 9, "optim__decay_steps": 6}, []),
-    ],
-)
-def test_a_run_is_the_same_run_or_every_difference_is_named(
-    changes: dict[str, Any], lines: list[str]
-) -> None:
-    saved = identity(recipe(), PREPARED, "fp32")
-    assert differences(saved, identity(recipe(**changes), PREPARED, "fp32")) == lines
-
-
-def test_a_constant_rate_may_be_trained_for_longer() -> None:
-    short, long = (recipe(optim__decay="none", run__steps=n) for n in (6, 60))
-    assert identity(short, PREPARED, "fp32") == identity(long, PREPARED, "fp32")
-
-
-def test_other_data_tokenizer_or_precision_is_another_run() -> None:
-    saved = identity(recipe(), PREPARED, "fp32")
-    other = cast(Prepared, SimpleNamespace(tokenizer_fingerprint="x", fingerprint="y"))
-    found = [
-        line.partition(":")[0] for line in differences(saved, identity(recipe(), other, "bf16"))
-    ]
-    assert found == ["data.fingerprint", "precision.dtype", "tokenizer.fingerprint"]
-
-
-@pytest.mark.parametrize(
-    ("saved", "now", "fits"),
-    [
-        ((0, 1), (0, 1), True),
-        ((0, 2), (0, 1), True),  # nothing is sharded: any number of devices will do
-        ((1, 2), (1, 2), True),
-        ((1, 2), (1, 1), False),
-        ((0, 1), (1, 1), False),
-        ((1, 1), (0, 1), False),
-    ],
-)
-def test_the_layout_must_match_where_anything_is_sharded(
-    tmp_path: Path, saved: tuple[int, int], now: tuple[int, int], fits: bool
-) -> None:
-    layout = dict(zip(("zero_stage", "world_size"), saved, strict=True))
-    was = recipe(engine__zero_stage=saved[0])
-    write_trainer(tmp_path, {"identity": identity(was, PREPARED, "fp32"), "layout": layout})
-    new = recipe(engine__zero_stage=now[0])
-    if fits:
-        check_fits(tmp_path, new, PREPARED, "fp32", now[1])
-    else:
-        with pytest.raises(RecipeError, match="in the checkpoint, . now"):
-            check_fits(tmp_path, new, PREPARED, "fp32", now[1])
-
-
-def draw() -> list[Any]:
-    return [
-        torch.rand(3).tolist(), torch.randn(3).tolist(),
-        np.random.rand(3).tolist(), np.random.randn(3).tolist(),
-        [random.random(), random.gauss(0, 1), random.getrandbits(64)],
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("drawn", [0, 1, 2])
-def test_random_numbers_go_on_where_they_were_saved(tmp_path: Path, drawn: int) -> None:
-    torch.manual_seed(1)
-    np.random.seed(2)
-    random.seed(3)
-    for _ in range(drawn):  # an odd number of normal numbers leaves one in store
-        torch.randn(1), np.random.randn(), random.gauss(0, 1)
-    save_rng(tmp_path)
-    wanted = draw()
-    torch.manual_seed(7)
-    np.random.seed(7)
-    random.seed(7)
-    assert draw() != wanted
-    assert load_rng(tmp_path)
-    assert draw() == wanted
-
-
-def test_a_rank_that_did_not_exist_keeps_its_random_numbers(tmp_path: Path) -> None:
-    before = torch.get_rng_state()
-    assert not load_rng(tmp_path)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_tensors_come_back_as_they_were(tmp_path: Path) -> None:
-    tensors = {"a": torch.randn(3, 4).t(), "b": torch.tensor([True, False])}
-    save_tensors(tmp_path / "x.safetensors", tensors)
-    back = load_tensors(tmp_path / "x.safetensors")
-    assert set(back) == {"a", "b"} and all(torch.equal(back[k], tensors[k]) for k in back)
-    assert load_tensors(tmp_path / "absent.safetensors") == {}
-
-
-class Recurrent:
-    def initial_state(self, rows: int, device: torch.device) -> torch.Tensor:
-        return torch.zeros(rows, 1, 2, 3, device=device)
-
-
-class Stateless:
-    def initial_state(self, rows: int, device: torch.device) -> None:
-        return None
-
-
-def test_lane_states_are_kept_row_by_row_and_come_back() -> None:
-    lanes = LaneStates(cast(Any, Recurrent()), 4, torch.device("cpu"))
-    new = torch.randn(2, 1, 2, 3, requires_grad=True)
-    lanes.put(slice(2, 4), new)
-    got = lanes.get(slice(0, 4))
-    assert got is not None and not got.requires_grad
-    assert torch.equal(got[2:], new) and (got[:2] == 0).all()
-    other = LaneStates(cast(Any, Recurrent()), 4, torch.device("cpu"))
-    other.load(lanes.gather())
-    assert torch.equal(cast(Any, other.get(slice(0, 4))), got)
-    other.zero()
-    assert (cast(Any, other.get(slice(0, 4))) == 0).all() and (got[2:] != 0).all()
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_only_poisoned_lanes_are_zeroed(bad: float) -> None:
-    lanes = LaneStates(cast(Any, Recurrent()), 3, torch.device("cpu"))
-    state = torch.randn(3, 1, 2, 3)
-    state[1, 0, 1, 2] = bad
-    lanes.put(slice(0, 3), state)
-    lanes.drop_nonfinite()
-    got = cast(torch.Tensor, lanes.get(slice(0, 3)))
-    assert (got[1] == 0).all() and torch.equal(got[[0, 2]], state[[0, 2]])
-
-
-def test_models_without_a_state_have_no_lanes() -> None:
-    lanes = LaneStates(cast(Any, Stateless()), 3, torch.device("cpu"))
-    lanes.put(slice(0, 3), None)
-    lanes.drop_nonfinite()
-    lanes.zero()
-    lanes.load({})
-    assert lanes.get(slice(0, 3)) is None and lanes.gather() == {}
 
 
 def test_a_kill_between_the_two_renames_of_a_second_save_loses_nothing(

@@ -33,7 +33,9 @@ def rank_train(rank: int, recipe: str, overrides: list[str], stop_at: int | None
     return run.clock.to_dict(), run.lanes.gather()
 
 
-def straight_and_interrupted(tmp_path: Path, kind: str, stage: int, world: int, **changes: Any) -> Any:
+def straight_and_interrupted(
+    tmp_path: Path, kind: str, stage: int, world: int, **changes: Any
+) -> Any:
     recipe = str(write_recipe(tmp_path, kind, engine__zero_stage=stage, **changes))
     straight = run_ranks(world, rank_train, recipe, ["run.name=straight"], None)
     run_ranks(world, rank_train, recipe, ["run.name=cut"], 3)
@@ -49,11 +51,16 @@ PAIRS = [("mlstm", 0, 2), ("mlstm", 1, 2), ("mlstm", 2, 2), ("mlstm", 3, 2),
 
 
 @pytest.mark.parametrize(("kind", "stage", "world"), PAIRS)
-def test_resumed_run_is_the_uninterrupted_run(tmp_path: Path, kind: str, stage: int, world: int) -> None:
+def test_resumed_run_is_the_uninterrupted_run(
+    tmp_path: Path, kind: str, stage: int, world: int
+) -> None:
     straight, resumed = straight_and_interrupted(tmp_path, kind, stage, world)
     assert losses(tmp_path / "runs/cut") == losses(tmp_path / "runs/straight")
     assert len(losses(tmp_path / "runs/cut")) == 6
-    evals = [[m["eval/loss"] for m in metrics(tmp_path / f"runs/{n}") if "eval/loss" in m] for n in ("cut", "straight")]
+    evals = [
+        [m["eval/loss"] for m in metrics(tmp_path / f"runs/{n}") if "eval/loss" in m]
+        for n in ("cut", "straight")
+    ]
     assert evals[0] == evals[1] and len(evals[0]) == 2
     for (clock, lanes), (clock2, lanes2) in zip(straight, resumed, strict=True):
         assert clock == clock2

@@ -157,7 +157,9 @@ def test_full_gradients_parameters_and_moments(stage: int, dtype: str) -> None:
         others = [p.grad.norm() for p in list(plain.parameters())[1:]]
         assert norm == pytest.approx(float(torch.stack([wanted.norm(), *others]).norm()), rel=1e-2)
         assert torch.equal(moment_set, torch.ones(7, 5))
-        torch.testing.assert_close(after[0], expected[0].weight.detach(), rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(
+            after[0], expected[0].weight.detach(), rtol=tolerance, atol=tolerance
+        )
         assert torch.equal(parameter, torch.full((7, 5), 0.25))
         with torch.no_grad():  # the very next forward must read the weight that was set
             expected[0].weight.fill_(0.25)

@@ -51,7 +51,9 @@ class RandomMask(StepPlugin):
         return StepResult.TOPOLOGY
 
     def metrics(self, clock: Clock) -> dict[str, float]:
-        return {"sparsity/density": float(torch.cat([m.flatten() for m in self.masks.values()]).mean())}
+        return {
+            "sparsity/density": float(torch.cat([m.flatten() for m in self.masks.values()]).mean())
+        }
 
     def plugin_state(self) -> dict[str, Tensor]:
         return dict(self.masks)
@@ -81,7 +83,9 @@ class AccumulatingHead(SoftmaxHead):
         log_p = logits.log_softmax(-1)
         picked = log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
         if torch.is_grad_enabled():
-            d_logits = (log_p.detach().exp() - nn.functional.one_hot(targets, self.vocab_size)).flatten(0, 1)
+            d_logits = (
+                log_p.detach().exp() - nn.functional.one_hot(targets, self.vocab_size)
+            ).flatten(0, 1)
             self.sums += d_logits.t() @ hidden.detach().flatten(0, 1)
             self.seen += d_logits.sum(0)
             self.tokens = getattr(self, "tokens", 0) + targets.numel()
@@ -150,7 +154,9 @@ def test_both_doubles_resume_to_the_last_bit(tmp_path: Path, stage: int) -> None
     recipe = str(write_recipe(tmp_path, "mlstm", engine__zero_stage=stage, run__steps=7))
     one = run_ranks(2, rank_train, recipe, ["run.name=straight"], None, "head mask", 0.1)
     run_ranks(2, rank_train, recipe, ["run.name=cut"], 4, "head mask", 0.1)
-    two = run_ranks(2, rank_train, recipe, ["run.name=cut", "run.resume=must"], None, "head mask", 0.1)
+    two = run_ranks(
+        2, rank_train, recipe, ["run.name=cut", "run.resume=must"], None, "head mask", 0.1
+    )
     assert losses(tmp_path / "runs/cut") == losses(tmp_path / "runs/straight")
     clock, owned, masks = one[0]
     assert clock == two[0][0] and clock["iteration"] == 10 and clock["applied"] == 7
@@ -166,4 +172,6 @@ def test_a_head_that_writes_full_gradients_trains_like_autograd(tmp_path: Path, 
     recipe = str(write_recipe(tmp_path, "mlstm", engine__zero_stage=stage))
     run_ranks(2, rank_train, recipe, ["run.name=autograd"], None, "", 0.0)
     run_ranks(2, rank_train, recipe, ["run.name=written"], None, "head", 0.0)
-    assert losses(tmp_path / "runs/written") == pytest.approx(losses(tmp_path / "runs/autograd"), abs=2e-5)
+    assert losses(tmp_path / "runs/written") == pytest.approx(
+        losses(tmp_path / "runs/autograd"), abs=2e-5
+    )
