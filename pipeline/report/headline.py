@@ -102,9 +102,10 @@ def _state(run: RunData) -> str:
 
 def _table(held_out: HeldOut) -> Table:
     metrics, unigram = held_out.metrics, held_out.unigram
+    per_character = metrics.get("bits_per_character", metrics.get("bpc"))  # in-loop: its short name
     rows = [
         ["bits per byte", show.decimal(metrics.get("bits_per_byte")), show.decimal(unigram)],
-        ["bits per character", show.decimal(metrics.get("bits_per_character")), show.DASH],
+        ["bits per character", show.decimal(per_character), show.DASH],
         ["perplexity per byte", show.decimal(metrics.get("ppl_per_byte")), _ppl(unigram)],
         ["perplexity per token", show.decimal(metrics.get("ppl_per_token")), show.DASH],
     ]

@@ -56,8 +56,13 @@ class Evaluator:
         if world_size() > 1:
             dist.all_reduce(totals)
         units = loss_units(float(totals[0] / totals[1]), self._split)
-        return {"eval/loss": units.pop("nats_per_token")} | {
-            f"eval/{name}": value for name, value in units.items()
+        return {
+            "eval/loss": units["nats_per_token"],
+            "eval/bpc": units["bits_per_character"],
+            **{
+                f"eval/{key}": units[key]
+                for key in ("bits_per_byte", "ppl_per_token", "ppl_per_byte")
+            },
         }
 
     def _batch(self, step: int, mine: np.ndarray, rows: int) -> tuple[Tensor | None, ...]:

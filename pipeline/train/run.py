@@ -16,6 +16,7 @@ from data_prep.shards import Prepared
 from pipeline.clock import Clock, StepResult
 from pipeline.data.loader import Batch, Loader
 from pipeline.data.order import LaneOrder, ShuffledOrder, derive_key
+from pipeline.data.units import loss_units
 from pipeline.optim.schedule import learning_rate
 from pipeline.protocols import Engine, StepPlugin
 from pipeline.ranks import barrier, from_rank0, rank, world_size
@@ -69,6 +70,7 @@ class TrainingRun:
         self.dtype = dtype
         self._prepared = prepared
         self._skip = [tuple(r) for r in recipe.batch.skip_instances]
+        self._train_split = prepared.split("train")
         self.lanes = LaneStates(module.backbone, recipe.batch.global_batch, engine.device)
         self.loader = self._make_loader()
         self.evaluator = Evaluator(
@@ -89,7 +91,7 @@ class TrainingRun:
         self._data_wait_s = 0.0
 
     def _make_loader(self) -> Loader:
-        batch, split = self.recipe.batch, self._prepared.split("train")
+        batch, split = self.recipe.batch, self._train_split
         order: ShuffledOrder | LaneOrder
         if self.module.backbone.recurrent:
             order = LaneOrder(
@@ -138,7 +140,7 @@ class TrainingRun:
         flops_rate = (self.meters.flops_counted - flops_before) / seconds
         rate = (tokens - tokens_before) / seconds
         metrics: dict[str, Any] = {
-            "train/loss": self.last_loss if math.isfinite(self.last_loss) else None,
+            **self._loss_metrics(),
             "train/grad_norm": self.engine.grad_norm,
             "train/learning_rate": learning_rate(
                 self.recipe.optim, max(self.clock.applied - 1, 0), self.recipe.run.steps
@@ -175,6 +177,17 @@ class TrainingRun:
         self._mark = (tokens, self.meters.train_s, self.meters.flops_counted)
         self._data_wait_s = 0.0
 
+    def _loss_metrics(self) -> dict[str, float]:
+        """The step's loss in nats per token and per byte; nothing for a loss that is no number."""
+        if not math.isfinite(self.last_loss):
+            return {}
+        units = loss_units(self.last_loss, self._train_split)
+        return {
+            "train/loss": self.last_loss,
+            "train/loss_per_byte": math.log(2) * units["bits_per_byte"],
+            "train/ppl": units["ppl_per_token"],
+        }
+
     def evaluate(self) -> dict[str, float]:
         """Held-out loss; logged. Collective."""
         metrics = self.evaluator.run(self.engine, self.module)
@@ -188,7 +201,7 @@ class TrainingRun:
         self.monitor.say(
             f"step {self.clock.applied} | validation: loss {metrics['eval/loss']:.4f} | "
             f"{metrics['eval/bits_per_byte']:.4f} bits/byte | "
-            f"{metrics['eval/bits_per_character']:.4f} bits/character"
+            f"{metrics['eval/bpc']:.4f} bits/character"
         )
         return metrics
 

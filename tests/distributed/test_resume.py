@@ -68,3 +68,23 @@ def test_resumed_run_is_the_uninterrupted_run(
         assert all((lanes[k] == lanes2[k]).all() for k in lanes)
     instances = [m["instances"] for m in metrics(tmp_path / "runs/cut") if "train/loss" in m]
     assert instances == [8 * (i + 1) for i in range(6)]
+
+
+@pytest.mark.parametrize("kind", ["mlstm", "transformer"])
+def test_windows_on_the_skip_list_are_passed_over_and_the_list_survives(
+    tmp_path: Path, kind: str
+) -> None:
+    # Instances 16 to 31 are the third and fourth global batch of eight.
+    recipe = str(write_recipe(tmp_path, kind, batch__skip_instances=[[20, 32]]))
+    clock, _ = run_ranks(1, rank_train, recipe, ["run.name=straight"], None)[0]
+    assert clock == {"iteration": 8, "instances": 64, "applied": 6}
+    run_ranks(1, rank_train, recipe, ["run.name=cut"], 2)
+    # The list is in the checkpoint: the recipe need not name it again.
+    forget = ["run.name=cut", "run.resume=must", "batch.skip_instances=[]"]
+    resumed, _ = run_ranks(1, rank_train, recipe, forget, None)[0]
+    assert resumed == clock
+    assert losses(tmp_path / "runs/cut") == losses(tmp_path / "runs/straight")
+    seen = [m["instances"] for m in metrics(tmp_path / "runs/cut") if "train/loss" in m]
+    assert seen == [8, 16, 40, 48, 56, 64]
+    last = metrics(tmp_path / "runs/cut")[-2]
+    assert last["train/skipped_steps"] == 2 and last["train/tokens"] == 6 * 8 * 16

@@ -74,7 +74,7 @@ def _lines(i: int, points: int, bits: float, cost: float) -> list[dict[str, Any]
         return [training]
     found = bits / share**0.15
     return [training, both | {
-        "eval/loss": found * 0.69, "eval/bits_per_byte": found, "eval/bits_per_character": found,
+        "eval/loss": found * 0.69, "eval/bits_per_byte": found, "eval/bpc": found,
         "eval/ppl_per_token": 2**found, "eval/ppl_per_byte": 2**found,
     }]  # fmt: skip
 
