@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -119,7 +120,8 @@ def _describe(recipe: Recipe, config: dict[str, Any], device: torch.device) -> N
     folder.root.mkdir(parents=True, exist_ok=True)
     write_atomic(folder.config, recipe.to_yaml())
     write_atomic(folder.root / "ds_config.json", json.dumps(config, indent=2) + "\n")
-    write_atomic(folder.root / "command.txt", " ".join(sys.argv) + "\n")
+    command = [os.path.relpath(sys.argv[0]), *sys.argv[1:]]
+    write_atomic(folder.root / "command.txt", " ".join(command) + "\n")
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     environment = {
         "python": platform.python_version(),
@@ -136,8 +138,6 @@ def _describe(recipe: Recipe, config: dict[str, Any], device: torch.device) -> N
 
 
 def _cpus() -> Sequence[int]:
-    import os
-
     return (
         sorted(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
