@@ -1,4 +1,4 @@
-"""The training loop. One global batch reads as one paragraph: `TrainingRun.step`.
+"""The training loop. One global batch reads as one paragraph: `train_step`.
 
 Schedules move on applied steps; the data position and the lane states move with every global batch,
 whatever became of it. Every decision that could differ between ranks (stop, overflow) is taken from
@@ -22,26 +22,26 @@ from pipeline.train.stop import INTERRUPT
 def train(run: TrainingRun) -> None:
     """Train until `run.steps` updates are applied. Saves at its cadence and at the end. Collective.
 
-    StoppedAndSaved or KeyboardInterrupt after a request to stop, Diverged after too many overflows
-    in a row; in each case the state is on disk.
+    StoppedAndSaved or KeyboardInterrupt after a request to stop, with the state on disk; Diverged
+    after too many overflows in a row, which leave weights and checkpoints as they were.
     """
-    section = run.recipe
+    recipe = run.recipe
     overflows = 0
-    while run.clock.applied < section.run.steps:
+    while run.clock.applied < recipe.run.steps:
         began = perf_counter()
         result = train_step(run)
         run.meters.train_s += perf_counter() - began
         overflows = overflows + 1 if result is StepResult.OVERFLOW else 0
         applied = run.clock.applied if result is StepResult.APPLIED else 0
-        if overflows or _due(applied, section.run.log_every_steps, section.run.steps):
+        if not applied or _due(applied, recipe.run.log_every_steps, recipe.run.steps):
             run.log_step(result)
-        if _due(applied, section.eval.every_steps, section.run.steps):
+        if _due(applied, recipe.eval.every_steps, recipe.run.steps):
             run.evaluate()
-        if _due(applied, section.checkpoint.every_steps, section.run.steps) and not run.stopping:
+        if _due(applied, recipe.checkpoint.every_steps, recipe.run.steps) and not run.stopping:
             run.save()
-        if overflows >= section.optim.max_skipped_steps:
+        if overflows >= recipe.optim.max_skipped_steps:
             _diverge(run, overflows)
-        if run.stopping and run.clock.applied < section.run.steps:
+        if run.stopping and run.clock.applied < recipe.run.steps:
             _stop(run)
     if run.stopping:  # asked for in the very last step: there is nothing left to stop
         run.save()

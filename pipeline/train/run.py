@@ -141,7 +141,7 @@ class TrainingRun:
         rate = (tokens - tokens_before) / seconds
         metrics: dict[str, Any] = {
             **self._loss_metrics(),
-            "train/grad_norm": self.engine.grad_norm,
+            "train/grad_norm": self.engine.grad_norm if result is StepResult.APPLIED else None,
             "train/learning_rate": learning_rate(
                 self.recipe.optim, max(self.clock.applied - 1, 0), self.recipe.run.steps
             ),
