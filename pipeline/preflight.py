@@ -20,9 +20,11 @@ from data_prep.manifest import versions
 from pipeline.heads.build import build_head
 from pipeline.models.build import build_backbone, parameter_count
 from pipeline.recipe import Recipe
-from pipeline.recipe.deepspeed import derive_deepspeed, resolve_dtype, template_path
+from pipeline.recipe.deepspeed import derive_deepspeed, template_path
+from pipeline.train.checkpoint import resolve_resume
 from pipeline.train.engine import check_config
 from pipeline.train.module import TrainModule
+from pipeline.train.start import check_prepared, run_dtype
 
 _GIB = 2**30
 
@@ -30,9 +32,7 @@ _GIB = 2**30
 def dry_run(recipe: Recipe) -> None:
     """Validate recipe and DeepSpeed JSON and build the model on the meta device."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    dtype = resolve_dtype(
-        recipe, cuda_bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    )
+    dtype = run_dtype(recipe)
     config = derive_deepspeed(recipe, world_size, dtype)
     check_config(config, template_path(recipe))
     module = meta_module(recipe)
@@ -109,22 +109,18 @@ def _versions() -> str:
 
 
 def _recipe(recipe: Recipe) -> str:
-    config = derive_deepspeed(recipe, 1, resolve_dtype(recipe, cuda_bf16=False))
+    config = derive_deepspeed(recipe, 1, run_dtype(recipe))
     check_config(config, template_path(recipe))
     return f"{parameter_count(meta_module(recipe)) / 1e6:.2f} M parameters"
 
 
 def _data(recipe: Recipe) -> str:
-    from pipeline.train.start import check_prepared
-
     prepared = check_prepared(recipe)
     splits = prepared.manifest["splits"]
     return ", ".join(f"{name} {entry['tokens']} tokens" for name, entry in splits.items())
 
 
 def _run_folder(recipe: Recipe) -> str:
-    from pipeline.train.checkpoint import resolve_resume
-
     recipe.run_folder.mkdir(parents=True, exist_ok=True)
     probe = recipe.run_folder / ".write-test"
     try:
@@ -139,9 +135,8 @@ def _run_folder(recipe: Recipe) -> str:
 
 
 def _disk(recipe: Recipe) -> str:
-    need = (
-        2 * 16 * parameter_count(meta_module(recipe))
-    )  # two checkpoints of weights and Adam state
+    # Two checkpoints of weights and Adam state.
+    need = 2 * 16 * parameter_count(meta_module(recipe))
     free = shutil.disk_usage(recipe.run_folder if recipe.run_folder.exists() else ".").free
     if free < need:
         raise RecipeError(

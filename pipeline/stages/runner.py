@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 
-from data_prep.errors import RecipeError
+from data_prep.errors import PipelineError, RecipeError
 from data_prep.manifest import (
     FileRecord,
     read_manifest,
@@ -86,7 +86,7 @@ def print_status(recipe: Recipe, *, verify: bool = False) -> None:
     """A line a stage: up to date, not asked for, or why it must run."""
     try:
         reason = prepare_status(recipe.model_dump(mode="json"))
-    except Exception as error:  # a missing corpus is a status too
+    except PipelineError as error:  # a missing corpus is a status too
         reason = str(error)
     print(f"{'prepare':<9} {reason or 'up to date'}")
     for stage in STAGES:

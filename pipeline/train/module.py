@@ -33,19 +33,14 @@ class TrainModule(nn.Module):
         return loss_sum, count, state
 
 
-def build_module(recipe: Recipe, prepared: Prepared, *, meta: bool = False) -> TrainModule:
-    """Seeded backbone and head of a recipe, for the tokenizer of its shards.
-
-    `meta` builds shapes without memory, which is how a dry run looks at a model of any size.
-    """
+def build_module(recipe: Recipe, prepared: Prepared) -> TrainModule:
+    """Seeded backbone and head of a recipe, for the tokenizer of its shards."""
     end = prepared.tokenizer().end_id
     special = {} if end is None else {"bos_token_id": end, "eos_token_id": end}
     torch.manual_seed(recipe.run.seed)
-    with torch.device("meta" if meta else "cpu"):
-        backbone = build_backbone(
-            recipe.model, prepared.vocab_size, recipe.batch.window_tokens, special
-        )
-        head = build_head(recipe.head, backbone)
-    if not meta:
-        check_head(head, backbone)
+    backbone = build_backbone(
+        recipe.model, prepared.vocab_size, recipe.batch.window_tokens, special
+    )
+    head = build_head(recipe.head, backbone)
+    check_head(head, backbone)
     return TrainModule(backbone, head)

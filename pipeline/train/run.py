@@ -41,6 +41,15 @@ class Meters:
     flops_dense: float = 0.0
     flops_counted: float = 0.0
 
+    def metrics(self) -> dict[str, float]:
+        """What every metrics line carries: how far the run has come and what it has cost."""
+        return {
+            "train/tokens": self.tokens,
+            "flops/dense": self.flops_dense,
+            "flops/counted": self.flops_counted,
+            "time/train_s": self.train_s,
+        }
+
     def count(self, run: TrainingRun, tokens: int) -> None:
         """Add one global batch. Backward is counted as twice the forward."""
         backbone = run.backbone_flops
@@ -147,15 +156,12 @@ class TrainingRun:
             ),
             "train/loss_scale": self.engine.loss_scale if self.dtype == "fp16" else None,
             "train/skipped_steps": self.meters.skipped_steps,
-            "train/tokens": tokens,
+            **self.meters.metrics(),
             "train/epoch": self.loader.order.epoch(self.clock.instances),
             "batch/global_tokens": self.recipe.batch.global_batch * self.recipe.batch.window_tokens,
             "perf/tokens_per_sec": rate,
             "perf/tokens_per_sec_per_gpu": rate / world_size(),
             "perf/data_wait_ms": 1000 * self._data_wait_s,
-            "flops/dense": self.meters.flops_dense,
-            "flops/counted": self.meters.flops_counted,
-            "time/train_s": self.meters.train_s,
         }
         if self._peak is not None:
             metrics["perf/mfu"] = flops_rate / (self._peak * world_size())
@@ -191,13 +197,7 @@ class TrainingRun:
     def evaluate(self) -> dict[str, float]:
         """Held-out loss; logged. Collective."""
         metrics = self.evaluator.run(self.engine, self.module)
-        context = {
-            "train/tokens": self.meters.tokens,
-            "flops/dense": self.meters.flops_dense,
-            "flops/counted": self.meters.flops_counted,
-            "time/train_s": self.meters.train_s,
-        }
-        self.monitor.log(self.clock, metrics | context)
+        self.monitor.log(self.clock, metrics | self.meters.metrics())
         self.monitor.say(
             f"step {self.clock.applied} | validation: loss {metrics['eval/loss']:.4f} | "
             f"{metrics['eval/bits_per_byte']:.4f} bits/byte | "

@@ -74,7 +74,7 @@ def start_run(
     resume_from = from_rank0(
         lambda: resolve_resume(recipe.run.resume, RunFolder(recipe.run_folder).checkpoints)
     )
-    dtype = resolve_dtype(recipe, cuda_bf16=_cuda_bf16())
+    dtype = run_dtype(recipe)
     if resume_from is not None:  # refused before any memory is taken and any file is written
         from_rank0(lambda: state.check_fits(resume_from, recipe, prepared, dtype, world_size()))
     config = derive_deepspeed(recipe, world_size(), dtype)
@@ -110,8 +110,10 @@ def check_prepared(recipe: Recipe) -> Prepared:
     return prepared
 
 
-def _cuda_bf16() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+def run_dtype(recipe: Recipe) -> str:
+    """fp32, bf16 or fp16: what `precision.dtype` means on this machine."""
+    cuda_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return resolve_dtype(recipe, cuda_bf16=cuda_bf16)
 
 
 def _describe(recipe: Recipe, config: dict[str, Any], device: torch.device) -> None:
