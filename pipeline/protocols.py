@@ -6,6 +6,7 @@ to know which ZeRO stage or how many ranks it runs under, because the `Engine` a
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from pipeline.clock import Clock, StepResult
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """A language model up to its last hidden states.
 
     `forward(inputs, state, resets) -> (hidden, state)` with inputs (B, T) int64, hidden (B, T, d),
@@ -28,16 +29,17 @@ class Backbone(nn.Module):
     recurrent: bool = False
     causal_lm: Any  # the `transformers` model that is exported
 
+    @abstractmethod
     def initial_state(self, rows: int, device: torch.device) -> Tensor | None:
         """The state of `rows` fresh lanes, or None for models without one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def output_weight(self) -> Tensor | None:
         """The (vocabulary, d) output matrix for the head to bind, or None."""
-        raise NotImplementedError
 
+    @abstractmethod
     def output_bias(self) -> Tensor | None:
-        raise NotImplementedError
+        """The (vocabulary,) bias beside it, or None."""
 
     def logit_scale(self) -> float:
         """Factor that the architecture puts on its logits."""
@@ -47,9 +49,9 @@ class Backbone(nn.Module):
         """Soft-capping of the logits, cap * tanh(logits / cap), or None."""
         return None
 
+    @abstractmethod
     def flops_per_token(self, window: int) -> float:
         """Dense forward FLOPs of one token in a window of `window` tokens, head excluded."""
-        raise NotImplementedError
 
 
 class Engine(Protocol):
@@ -87,31 +89,31 @@ class Engine(Protocol):
     def load(self, folder: Path, tag: str) -> None: ...
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """Hidden states and targets in, summed loss and token count out.
 
     A head may own tensors that neither ZeRO nor the optimizer sees (`owned_parameters`): it trains
     them itself in `finish_accumulation` or `after_step` and saves them in `plugin_state`.
     """
 
+    @abstractmethod
     def bind(self, output_weight: Tensor | None, output_bias: Tensor | None = None) -> None:
         """Take the backbone's output matrix, or make one of its own when there is none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Sum of weighted token losses in nats and the sum of weights.
 
         hidden (B, T, d), targets (B, T) int64, weights (B, T); weight 0 is padding.
         """
-        raise NotImplementedError
 
     def forward(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         # ZeRO-3 gathers a module's own weights when the module is *called*: the loss is that call.
         return self.loss(hidden, targets, weights)
 
+    @abstractmethod
     def log_prob(self, hidden: Tensor) -> Tensor:
         """Log-probabilities (..., vocabulary) in fp32 under the trained loss."""
-        raise NotImplementedError
 
     def topk(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k largest log-probabilities and their ids."""
@@ -136,13 +138,13 @@ class Head(nn.Module):
         for name, tensor in self.owned_parameters().items():
             tensor.copy_(tensors[name])
 
+    @abstractmethod
     def flops(self, clock: Clock) -> float:
         """Counted forward FLOPs per token at this point of the run."""
-        raise NotImplementedError
 
+    @abstractmethod
     def dense_flops(self) -> float:
         """Forward FLOPs per token of a dense softmax over the same vocabulary."""
-        raise NotImplementedError
 
 
 class StepPlugin:
