@@ -1,16 +1,30 @@
-"""Result folders: built beside their place, renamed into it, and never overwritten."""
+"""Result folders: built beside their place, renamed into it, and never overwritten.
+
+FOLDER.tmp is the scratch folder. It holds `plan.json`, which says what is being made, and
+`work/`, where claims, markers and the spool lie. Whoever makes the same thing joins in or goes
+on; whoever makes another thing is refused while somebody works there.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any
 
+from .claims import Claim, TaskFolder, beating
 from .errors import DataError, RecipeError
 from .manifest import read_manifest
 
-_SCRATCH_NAMES = {"order", "tokenizer", "manifest.json", "manifest.json.tmp"}
+PLAN = "plan.json"
+WORK = "work"
+_SCRATCH_NAMES = {PLAN, WORK, "tokenizer", "rejects.jsonl", "card.json", "README.md"}
+_SCRATCH_SUFFIXES = (".shard", ".parquet", ".png", ".tmp")
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -26,19 +40,48 @@ def refuse_foreign(folder: Path) -> None:
         raise RecipeError(f"{folder} exists and holds no manifest of prepare; {hint}")
 
 
-def new_scratch(folder: Path) -> Path:
-    """An empty FOLDER.tmp; what an interrupted run left there is deleted.
+def open_scratch(folder: Path, plan: dict[str, Any]) -> Path:
+    """FOLDER.tmp, for making what `plan` says; the work of the same plan is kept.
 
-    RecipeError when FOLDER.tmp holds a file that prepare does not write.
+    `plan` has a `read` entry: what was read and cleaned stays when only the rest has changed.
+    RecipeError when FOLDER.tmp holds a file that prepare does not write, or somebody is making
+    another thing there.
     """
     scratch = folder.with_name(folder.name + ".tmp")
-    if scratch.exists():
-        for path in scratch.iterdir():
-            if path.name not in _SCRATCH_NAMES and ".shard" not in path.name:
-                raise RecipeError(f"{path} is in the way: prepare works in {scratch}; move it away")
-        shutil.rmtree(scratch)
-    scratch.mkdir(parents=True)
-    return scratch
+    scratch.mkdir(parents=True, exist_ok=True)
+    _refuse_in_the_way(scratch)
+    path = scratch / PLAN
+    while True:
+        try:
+            with open(path, "x") as stream:
+                stream.write(json.dumps(plan, ensure_ascii=False))
+            return scratch
+        except FileExistsError:
+            if (found := _read_plan(path)) == plan:
+                return scratch
+        _refuse_company(scratch)
+        _clear(scratch, keep_read=found.get("read") == plan["read"])
+
+
+@contextmanager
+def presence(scratch: Path) -> Iterator[None]:
+    """While the body runs, others see that somebody works in the scratch folder."""
+    runs = TaskFolder(scratch / WORK / "runs")
+    claim = runs.claim(f"run-{uuid.uuid4().hex}")
+    assert isinstance(claim, Claim)  # nobody else has that name
+    with beating(claim):
+        try:
+            yield
+        finally:
+            claim.path.unlink(missing_ok=True)
+
+
+def company(scratch: Path) -> str | None:
+    """Another living run in the scratch folder, as words."""
+    runs = TaskFolder(scratch / WORK / "runs")
+    names = {path.name.partition(".")[0] for path in runs.folder.glob("run-*")}
+    owners = (runs.owner(name) for name in names)
+    return next((owner for owner in owners if owner), None)
 
 
 def put_in_place(scratch: Path, folder: Path) -> Path | None:
@@ -47,7 +90,49 @@ def put_in_place(scratch: Path, folder: Path) -> Path | None:
     if aside:
         os.replace(folder, aside)
     os.replace(scratch, folder)
+    clear_work(folder)
     return aside
+
+
+def clear_work(folder: Path) -> None:
+    """Delete what only making it needed; a run killed just after its last step left it."""
+    shutil.rmtree(folder / WORK, ignore_errors=True)
+    (folder / PLAN).unlink(missing_ok=True)
+
+
+def _refuse_in_the_way(scratch: Path) -> None:
+    for path in scratch.iterdir():
+        known = path.name in _SCRATCH_NAMES or path.name.startswith("manifest.json")
+        if not known and not path.name.endswith(_SCRATCH_SUFFIXES):
+            raise RecipeError(f"{path} is in the way: prepare works in {scratch}; move it away")
+
+
+def _refuse_company(scratch: Path) -> None:
+    if other := company(scratch):
+        hint = "wait for it, stop it, or choose another data.folder"
+        raise RecipeError(f"{other} is preparing another recipe or other inputs in {scratch}; {hint}")
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    try:
+        return read_manifest(path)
+    except DataError:
+        return {}
+
+
+def _clear(scratch: Path, keep_read: bool) -> None:
+    kept = {"read", "leaks"} if keep_read else set()
+    if (scratch / WORK).is_dir():
+        for path in (scratch / WORK).iterdir():
+            if path.name not in kept:
+                shutil.rmtree(path)
+    for path in scratch.iterdir():
+        if path.name == "tokenizer":
+            shutil.rmtree(path)
+        elif path.name not in (WORK, PLAN):
+            path.unlink()
+    # Last: while it stands, whoever comes knows that there is something to clear.
+    (scratch / PLAN).unlink()
 
 
 def _free_name(folder: Path) -> Path:

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .errors import DataError
 
 
@@ -28,6 +30,26 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(beside, path)
+
+
+def write_hashed(path: Path, pieces: Sequence[bytes | np.ndarray], root: Path) -> FileRecord:
+    """Write `pieces` one after another to `path`, which is never seen half written.
+
+    Returns its record, named relative to `root`; what is written is hashed on its way.
+    """
+    digest = hashlib.sha256()
+    beside = path.with_name(path.name + ".tmp")
+    with open(beside, "wb", buffering=0) as stream:
+        for piece in pieces:
+            data = memoryview(piece).cast("B") if len(piece) else b""
+            digest.update(data)
+            while data:  # an unbuffered write may take a part of what it is given
+                data = data[stream.write(data) :]
+        os.fsync(stream.fileno())
+    os.replace(beside, path)
+    status = path.stat()
+    name = path.relative_to(root).as_posix()
+    return FileRecord(name, status.st_size, status.st_mtime_ns, digest.hexdigest())
 
 
 def sha256_file(path: Path | str) -> str:

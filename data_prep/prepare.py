@@ -1,26 +1,40 @@
-"""The prepare stage: sources to a folder of shards, a tokenizer and a manifest.
+"""The prepare stage: sources to a folder of shards, a tokenizer, a data card and a manifest.
 
-Everything is built in `FOLDER.tmp` and renamed at the end, so a folder with a manifest is
-always whole. A finished folder is never changed: when the recipe or an input has changed it is
-moved to `FOLDER.superseded-N` and a new one is made.
+    read      files, or byte ranges of them, to cleaned text in the spool
+    twins     which documents are duplicates
+    tokenizer trained on a sample of what is left
+    encode    ranges of the permuted documents to shards
+    finish    card, manifest, and the rename that makes the folder appear
+
+Each step is a list of tasks that any process may do, on this host or on others that share the
+folder (`claims`). Every task writes the same bytes however often it runs, so a run may be killed
+at any moment and started again. A finished folder is never changed: when the recipe or an input
+has changed it is moved to `FOLDER.superseded-N` and a new one is made.
 """
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-
-from .clean import clean
-from .errors import DataError
-from .folders import new_scratch, put_in_place, refuse_foreign
+from .card import write_card
+from .claims import TaskFolder, beating
+from .duplicates import DuplicateJob, find_duplicates, plan_exact, plan_near
+from .encoding import EncodeJob, PartOrigin, encode_task, plan_shards, sample_texts
+from .errors import RecipeError, StoppedAndSaved
+from .findings import check_read, gather_findings
+from .folders import (
+    WORK,
+    clear_work,
+    open_scratch,
+    presence,
+    put_in_place,
+    refuse_foreign,
+)
+from .leaks import LeakIndex
 from .manifest import (
     FileRecord,
     read_manifest,
@@ -30,50 +44,84 @@ from .manifest import (
     versions,
     write_manifest,
 )
-from .order import DocumentOrder
+from .pool import Task, Workers, available_cores, disk_errors, run_tasks
+from .reading import (
+    ReadJob,
+    evaluation_texts,
+    first_rank,
+    open_parts,
+    part_files,
+    read_task,
+)
 from .recipe.data import DataConfig
 from .recipe.loader import read_tree, validate
-from .recipe.tokenizer import BpeTokenizerConfig, BytesTokenizerConfig, validate_tokenizer
-from .shards import ShardWriter
-from .sources import read_documents, source_files
-from .split import SPLITS, split_of
-from .tokenizers import Tokenizer, train_tokenizer
+from .recipe.tokenizer import AnyTokenizerConfig, validate_tokenizer
+from .sources import plan_tasks, source_files
+from .tokenizers import load_tokenizer, round_trip_report, train_tokenizer
 
-FORMAT = 1
-_BATCH = 1024  # documents encoded at once: enough to keep the tokenizer's threads busy
-_DISTRIBUTIONS = ("numpy", "tokenizers", "pyarrow")
+FORMAT = 2
+_SMALL_BYTES = 2**24  # inputs up to here are done before a pool of processes has started
+_REPORTED_TEXTS = 1000  # of the sample, for the round-trip report
+_DISTRIBUTIONS = ("numpy", "msgspec", "pyarrow", "tokenizers", "sentencepiece", "xxhash")
 
-TokenizerSection = BytesTokenizerConfig | BpeTokenizerConfig
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run of the stage makes, and where."""
+
+    data: DataConfig
+    tokenizer: AnyTokenizerConfig
+    scratch: Path
+    workers: Workers
+
+    def work(self, phase: str) -> Path:
+        """The folder of a phase's claims, markers and intermediate files."""
+        return self.scratch / WORK / phase
 
 
 def prepare(
-    recipe_path: Path | str, overrides: Sequence[str] = (), force: bool = False
+    recipe_path: Path | str,
+    overrides: Sequence[str] = (),
+    force: bool = False,
+    workers: Workers | None = None,
 ) -> dict[str, Any]:
     """Run the stage for a recipe file; see `prepare_tree`."""
-    return prepare_tree(read_tree(recipe_path, overrides), force)
+    return prepare_tree(read_tree(recipe_path, overrides), force, workers)
 
 
-def prepare_tree(tree: dict[str, Any], force: bool = False) -> dict[str, Any]:
+def prepare_tree(
+    tree: dict[str, Any], force: bool = False, workers: Workers | None = None
+) -> dict[str, Any]:
     """Run the stage for a recipe and return the manifest; nothing is done when it is current.
 
-    `force` prepares anew even then. RecipeError when the recipe is wrong or the folder holds
-    something else; DataError when a source is unreadable or a split that training needs is
-    empty.
+    `force` prepares anew even then; `workers` defaults to a process per core. RecipeError when
+    the recipe is wrong or a folder cannot be used; DataError when a source is unreadable, too
+    many records are bad, or a split that training needs is empty; StoppedAndSaved when this was
+    one part of several and the others are missing.
     """
     data, tokenizer = _sections(tree)
     folder = Path(data.folder)
     reason = "forced" if force else _status(data, tokenizer)
     if reason is None:
+        clear_work(folder)
         print(f"{folder}: up to date")
         return read_manifest(folder / "manifest.json")
     refuse_foreign(folder)
-    print(f"{folder}: preparing ({reason})")
-    scratch = new_scratch(folder)
-    manifest = _build(scratch, data, tokenizer)
-    if aside := put_in_place(scratch, folder):
-        print(f"{folder}: the previous data is kept at {aside}")
-    _print_summary(manifest)
-    return manifest
+    print(f"{folder}: preparing ({reason})", flush=True)
+    with disk_errors(folder):
+        scratch = open_scratch(folder, _plan(data, tokenizer))
+        plan = Plan(data, tokenizer, scratch, workers or _default_workers(data))
+        try:
+            with presence(scratch):
+                manifest = _build(plan, folder)
+        except FileNotFoundError:
+            # Another process finished and renamed the scratch folder under our feet.
+            if scratch.exists() or _status(data, tokenizer) is not None:
+                raise
+            manifest = None
+    if manifest is None:
+        print(f"{folder}: finished by another process")
+    return read_manifest(folder / "manifest.json")
 
 
 def prepare_status(tree: dict[str, Any]) -> str | None:
@@ -86,142 +134,215 @@ def prepare_hash(tree: dict[str, Any]) -> str:
     return _hash(*_sections(tree))
 
 
-def _sections(tree: dict[str, Any]) -> tuple[DataConfig, TokenizerSection]:
+def _sections(tree: dict[str, Any]) -> tuple[DataConfig, AnyTokenizerConfig]:
     data = validate(DataConfig, tree.get("data"), "data")
     return data, validate_tokenizer(tree.get("tokenizer"))
 
 
-def _status(data: DataConfig, tokenizer: TokenizerSection) -> str | None:
+def _status(data: DataConfig, tokenizer: AnyTokenizerConfig) -> str | None:
     manifest = Path(data.folder) / "manifest.json"
-    return stage_is_current(manifest, _hash(data, tokenizer), _inputs(data))
+    return stage_is_current(manifest, _hash(data, tokenizer), _inputs(data, tokenizer))
 
 
-def _hash(data: DataConfig, tokenizer: TokenizerSection) -> str:
+def _hash(data: DataConfig, tokenizer: AnyTokenizerConfig) -> str:
     # The folder decides where the result lies, not what it is, so a moved folder stays valid.
     return recipe_hash(FORMAT, data.model_dump(mode="json", exclude={"folder"}), tokenizer)
 
 
-def _inputs(data: DataConfig) -> list[Path]:
-    return sorted({path for source in data.sources for path in source_files(source)})
+def _read_hash(data: DataConfig) -> str:
+    """A hash of what reading depends on; more of the recipe may change without reading again."""
+    later = {"folder", "max_bad_share", "reset_documents", "shard_tokens"}
+    return recipe_hash(FORMAT, data.model_dump(mode="json", exclude=later))
 
 
-def _build(scratch: Path, data: DataConfig, section: TokenizerSection) -> dict[str, Any]:
-    """Fill the scratch folder; its manifest is written last."""
+def _inputs(data: DataConfig, tokenizer: AnyTokenizerConfig) -> list[Path]:
+    sources = [*data.sources, *data.leaks.sets.values()]
+    files = {path for source in sources for path in source_files(source)}
+    if tokenizer.kind == "hf":
+        files |= {path for path in Path(tokenizer.path).glob("*") if path.is_file()}
+    return sorted(files)
+
+
+def _plan(data: DataConfig, tokenizer: AnyTokenizerConfig) -> dict[str, Any]:
+    """What is being made, and from what: equal plans may share their work."""
+    inputs = [(str(path), path.stat()) for path in _inputs(data, tokenizer)]
+    files = [[path, status.st_size, status.st_mtime_ns] for path, status in inputs]
+    return {"recipe": _hash(data, tokenizer), "read": [_read_hash(data), files]}
+
+
+def _default_workers(data: DataConfig) -> Workers:
+    size = sum(path.stat().st_size for source in data.sources for path in source_files(source))
+    return Workers(1 if size < _SMALL_BYTES else available_cores())
+
+
+def _build(plan: Plan, folder: Path) -> dict[str, Any] | None:
+    """Do what is left to do; None when another process finished the folder first."""
     started = time.monotonic()
-    inputs = [FileRecord.of(path) for path in _inputs(data)]
-    counts: Counter[str] = Counter()
-    order = _gather(DocumentOrder(scratch / "order", data.seed), data, counts)
-    tokenizer = train_tokenizer(section, _sample(order, section))
-    tokenizer.save(scratch / "tokenizer")
-    histograms: dict[str, np.ndarray] = {}
-    splits: dict[str, Any] = {}
-    for name in SPLITS:
-        splits[name], histograms[name] = _write_split(scratch, name, order, tokenizer, data)
-    for name in SPLITS[1:]:
-        bits = _unigram_bits(histograms["train"], histograms[name])
-        splits[name]["unigram_bits_per_byte"] = bits
-    shutil.rmtree(scratch / "order")
-    outputs = [FileRecord.of(path, scratch) for path in sorted((scratch / "tokenizer").iterdir())]
-    outputs += [FileRecord.from_json(s) for split in splits.values() for s in split["shards"]]
-    manifest = {"format": FORMAT} | stage_manifest(
-        "prepare",
-        _hash(data, section),
-        inputs,
-        outputs,
-        tokenizer={
-            "kind": tokenizer.kind,
-            "vocab_size": tokenizer.vocab_size,
-            "fingerprint": tokenizer.fingerprint,
-            "folder": "tokenizer",
-        },
-        splits=splits,
-        counts=dict(sorted(counts.items())),
-        versions=versions(*_DISTRIBUTIONS),
-        seconds=round(time.monotonic() - started, 3),
-    )
-    write_manifest(scratch / "manifest.json", manifest)
+    _index_leaks(plan)
+    read = _read(plan)
+    check_read(plan.data, read)
+    parts = part_files(plan.work("read"), read)
+    twins = _find_twins(plan, parts, sum(sum(result["documents"]) for result in read))
+    tokenizer = _make_tokenizer(plan, parts)
+    shards = _encode(plan, parts, read, tokenizer["bytes_per_token"])
+    return _finish(plan, folder, [read, twins, shards], tokenizer, started)
+
+
+def _run(plan: Plan, title: str, phase: str, jobs: Sequence[Any], work: Callable[[Any], Any],
+         size: Callable[[Any], int]) -> list[dict[str, Any]]:  # fmt: skip
+    tasks = [Task(job.name, job, size(job)) for job in jobs]
+    return run_tasks(title, plan.work(phase), tasks, work, plan.workers)
+
+
+def _once(plan: Plan, phase: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The result of a step that one process does while others wait, whatever part they are."""
+    task = Task(phase, None, 0)
+    alone = Workers()
+    return run_tasks(phase, plan.work(phase), [task], lambda _: work(), alone)[0]
+
+
+def _index_leaks(plan: Plan) -> None:
+    if not plan.data.leaks.sets:
+        return
+
+    def build() -> dict[str, Any]:
+        config = plan.data.leaks
+        texts = evaluation_texts(plan.data)
+        index = LeakIndex.build(texts, config.ngram, config.shortest)
+        index.save(plan.work("leaks") / "index.npz")
+        return {name: asdict(size) for name, size in index.sets.items()}
+
+    _once(plan, "leaks", build)
+
+
+def _read(plan: Plan) -> list[dict[str, Any]]:
+    folder = plan.work("read")
+    tasks = plan_tasks(plan.data.sources)
+    jobs = [ReadJob(plan.data, folder, number, task) for number, task in enumerate(tasks)]
+    return _run(plan, "reading", "read", jobs, read_task, lambda job: job.task.size)
+
+
+def _find_twins(plan: Plan, parts: Sequence[Path], documents: int) -> list[dict[str, Any]]:
+    config, folder = plan.data.duplicates, plan.work("duplicates")
+    size = sum(path.stat().st_size for path in parts)
+
+    def share(job: DuplicateJob) -> int:
+        return size // job.ranges
+
+    exact = plan_exact(config, folder, parts, documents)
+    found = _run(plan, "exact duplicates", "duplicates", exact, find_duplicates, share)
+    near = plan_near(config, folder, parts, documents)
+    return found + _run(plan, "near duplicates", "duplicates", near, find_duplicates, share)
+
+
+def _make_tokenizer(plan: Plan, parts: Sequence[Path]) -> dict[str, Any]:
+    """Train and save the tokenizer; returns its round-trip report."""
+
+    def make() -> dict[str, Any]:
+        config, began = plan.tokenizer, time.monotonic()
+        megabytes = getattr(config, "sample_megabytes", 1.0)
+        sample = list(sample_texts(open_parts(parts), plan.work("duplicates"), megabytes))
+        tokenizer = train_tokenizer(config, sample)
+        tokenizer.save(plan.scratch / "tokenizer")
+        report = round_trip_report(tokenizer, sample[:_REPORTED_TEXTS])
+        size = sum(len(text.encode()) for text in sample)
+        seconds = round(time.monotonic() - began, 3)
+        return report | {"sample_bytes": size, "training_seconds": seconds}
+
+    return _once(plan, "tokenizer", make)
+
+
+def _encode(
+    plan: Plan, parts: Sequence[Path], read: Sequence[dict[str, Any]], bytes_per_token: float
+) -> list[dict[str, Any]]:
+    data = plan.data
+    origins, sizes, ranks = _origins(plan, read)
+    shards = plan_shards(data, sizes, ranks, data.shard_tokens * bytes_per_token)
+    duplicates = plan.work("duplicates")
+    jobs = [EncodeJob(data, plan.scratch, duplicates, origins, *shard) for shard in shards]
+    size = sum(map(sum, sizes)) // max(1, len(jobs))
+    return _run(plan, "encoding", "encode", jobs, encode_task, lambda _: int(size))
+
+
+def _origins(
+    plan: Plan, read: Sequence[dict[str, Any]]
+) -> tuple[list[PartOrigin], list[list[float]], list[int]]:
+    """Of each part: its origin, its bytes of text per split with weights, and its first rank."""
+    origins: list[PartOrigin] = []
+    sizes: list[list[float]] = []
+    ranks: list[int] = []
+    lines: dict[int, int] = {}  # of each file, in the tasks before
+    for number, result in enumerate(read):
+        weight = plan.data.sources[result["source"]].weight
+        before = lines.setdefault(result["file"], 0)
+        for name, (first, *text_bytes) in result["parts"].items():
+            path = plan.work("read") / name
+            origins.append(PartOrigin(path, result["path"], before, weight))
+            sizes.append([text_bytes[0] * weight, *text_bytes[1:]])
+            ranks.append(first_rank(number, first))
+        lines[result["file"]] += result["lines"]
+    return origins, sizes, ranks
+
+
+def _finish(
+    plan: Plan, folder: Path, results: Sequence[Sequence[dict[str, Any]]],
+    tokenizer: dict[str, Any], started: float,
+) -> dict[str, Any] | None:  # fmt: skip
+    phase = TaskFolder(plan.work("finish"))
+    while (claim := phase.claim("finish")) is None:
+        time.sleep(0.5)  # the other renames the folder, and looking into it then fails
+    with beating(claim):
+        manifest = _write_manifest(plan, results, tokenizer, started)
+    if aside := put_in_place(plan.scratch, folder):
+        print(f"{folder}: the previous data is kept at {aside}")
+    _print_summary(manifest)
     return manifest
 
 
-def _gather(order: DocumentOrder, data: DataConfig, counts: Counter[str]) -> DocumentOrder:
-    """Read, clean and split every document; DataError when a needed split stays empty."""
-    documents: Counter[str] = Counter()
-    with tqdm(desc="reading", unit="doc", disable=None) as progress:
-        for source in data.sources:
-            for document in read_documents(source, counts):
-                text = clean(document.text, data.clean, counts)
-                if text is not None:
-                    name = split_of(text, data.split)
-                    order.add(name, text)
-                    documents[name] += 1
-                progress.update()
-    order.close()
-    if not documents:
-        dropped = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
-        hint = "check data.sources and data.clean"
-        raise DataError(f"no document is left after cleaning ({dropped or 'no rows'}); {hint}")
-    for name in SPLITS[:2]:
-        if not documents[name]:
-            total = documents.total()
-            hint = "give more documents, or change data.split"
-            raise DataError(f"the {name} split is empty ({total} documents in all); {hint}")
-    return order
-
-
-def _sample(order: DocumentOrder, section: TokenizerSection) -> Iterator[str]:
-    """The head of the permuted train split, which is a random sample, up to the size asked."""
-    if isinstance(section, BytesTokenizerConfig):
-        return
-    left = section.sample_megabytes * 1e6
-    for text in order.read("train"):
-        yield text
-        left -= len(text.encode())
-        if left <= 0:
-            return
-
-
-def _write_split(
-    folder: Path, name: str, order: DocumentOrder, tokenizer: Tokenizer, data: DataConfig
-) -> tuple[dict[str, Any], np.ndarray]:
-    """Encode one split into shards; returns its manifest entry and its byte histogram."""
-    writer = ShardWriter(
-        folder,
-        name,
-        tokenizer.fingerprint,
-        tokenizer.vocab_size,
-        tokenizer.id_dtype,
-        data.shard_tokens,
+def _write_manifest(
+    plan: Plan, results: Sequence[Sequence[dict[str, Any]]], report: dict[str, Any], started: float
+) -> dict[str, Any]:
+    read, _, shards = results
+    findings = gather_findings(plan.data, read, shards, plan.work("leaks"))
+    inputs = _input_records(plan, read)
+    made = load_tokenizer(plan.scratch / "tokenizer")
+    names = ("kind", "vocab_size", "fingerprint")
+    tokenizer = {name: getattr(made, name) for name in names}
+    tokenizer |= {"folder": "tokenizer", "report": report}
+    card = write_card(plan.scratch, plan.data, inputs, tokenizer, findings)
+    tokenizer_files = sorted((plan.scratch / "tokenizer").iterdir())
+    outputs = [FileRecord.of(path, plan.scratch) for path in [*tokenizer_files, *card]]
+    for shard in shards:
+        outputs += [FileRecord.from_json(shard["shard"]), FileRecord.from_json(shard["index"])]
+    manifest = {"format": FORMAT} | stage_manifest(
+        "prepare",
+        _hash(plan.data, plan.tokenizer),
+        inputs,
+        outputs,
+        tokenizer=tokenizer,
+        **asdict(findings),
+        versions=versions(*_DISTRIBUTIONS),
+        seconds=round(time.monotonic() - started, 3),
     )
-    histogram = np.zeros(256, np.int64)
-    documents = characters = 0
-    texts = order.read(name)
-    with tqdm(desc=f"encoding {name}", unit="doc", disable=None) as progress:
-        while batch := list(islice(texts, _BATCH)):
-            for ids in tokenizer.encode_documents(batch):
-                reset = data.reset_documents > 0 and documents % data.reset_documents == 0
-                writer.add(ids, reset)
-                documents += 1
-            joined = "".join(batch)
-            characters += len(joined)
-            histogram += np.bincount(np.frombuffer(joined.encode(), np.uint8), minlength=256)
-            progress.update(len(batch))
-    shards = writer.close()
-    entry = {
-        "documents": documents,
-        "tokens": sum(shard["tokens"] for shard in shards),
-        "bytes": int(histogram.sum()),
-        "characters": characters,
-        "shards": shards,
-    }
-    return entry, histogram
+    write_manifest(plan.scratch / "manifest.json", manifest)
+    return manifest
 
 
-def _unigram_bits(train: np.ndarray, split: np.ndarray) -> float | None:
-    """Bits per byte of a split under the train split's add-one byte frequencies."""
-    if not split.sum():
-        return None
-    bits = -np.log2((train + 1) / (train.sum() + len(train)))
-    return float((split * bits).sum() / split.sum())
+def _input_records(plan: Plan, read: Sequence[dict[str, Any]]) -> list[FileRecord]:
+    """Every input as it was read. RecipeError when one has changed since the run began."""
+    known = {r["input"]["path"]: FileRecord.from_json(r["input"]) for r in read if r["input"]}
+    paths = _inputs(plan.data, plan.tokenizer)
+    records = [known[str(p)] if str(p) in known else FileRecord.of(p) for p in paths]
+    begun = {path: (size, mtime) for path, size, mtime in _plan_files(plan)}
+    for record in records:
+        if begun.get(record.path) != (record.size, record.mtime_ns):
+            hint = "nothing was put in place: run again when it is whole"
+            raise RecipeError(f"{record.path} changed while it was being prepared; {hint}")
+    return records
+
+
+def _plan_files(plan: Plan) -> list[list[Any]]:
+    return read_manifest(plan.scratch / "plan.json")["read"][1]  # type: ignore[no-any-return]
 
 
 def _print_summary(manifest: dict[str, Any]) -> None:
@@ -229,5 +350,6 @@ def _print_summary(manifest: dict[str, Any]) -> None:
     for name, split in manifest["splits"].items():
         sizes = f"{split['documents']:>12,}{split['tokens']:>16,}{split['bytes']:>16,}"
         print(f"{name:<12}{sizes}{len(split['shards']):>8}")
-    counts = ", ".join(f"{name} {count:,}" for name, count in manifest["counts"].items())
-    print(f"documents touched or dropped, by step: {counts}")
+    for title, counts in manifest["counts"].items():
+        words = ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none"
+        print(f"{title}: {words}")

@@ -11,20 +11,23 @@ import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import xxhash
+from numpy.lib.stride_tricks import sliding_window_view
 
 from .errors import DataError
-from .manifest import FileRecord, read_manifest, write_atomic
+from .manifest import FileRecord, read_manifest, write_hashed
 from .tokenizers import Tokenizer, load_tokenizer
 
 MAGIC = b"LMSHARD1"
-VERSION = 1
+VERSION = 2
 HEADER_BYTES = 256
-_HEADER = struct.Struct("<8sIIQQQQ32s32s")
+_HEADER = struct.Struct("<8sIIQQQQ32s16s")
 _HASH_BELOW_BYTES = 2**30  # up to here a full check costs seconds, so it is always made
 _DTYPES: dict[int, np.dtype[Any]] = {n: np.dtype(f"<u{n}") for n in (1, 2, 4)}
 
@@ -40,7 +43,7 @@ class Header(NamedTuple):
     documents: int
     resets: int
     tokenizer_fingerprint: bytes
-    payload_sha256: bytes
+    payload_xxh3: bytes  # xxh3-128 of all that follows the header
 
     @property
     def ends_at(self) -> int:
@@ -48,70 +51,43 @@ class Header(NamedTuple):
         return HEADER_BYTES + -(-self.tokens * self.itemsize // 8) * 8
 
 
-class ShardWriter:
-    """Writes the documents of one split; a shard closes after the one that fills it."""
+def write_shard(
+    path: Path,
+    ids: np.ndarray,
+    lengths: np.ndarray,
+    resets: np.ndarray,
+    tokenizer: Tokenizer,
+) -> dict[str, Any]:
+    """Write a shard: the ids of its documents one after another, the length of each in ids, and
+    the documents (by number) before which a recurrent state is zeroed.
 
-    def __init__(
-        self,
-        folder: Path,
-        split: str,
-        tokenizer_fingerprint: str,
-        vocab_size: int,
-        id_dtype: np.dtype[Any],
-        shard_tokens: int,
-    ) -> None:
-        self._folder, self._split = folder, split
-        self._fingerprint = bytes.fromhex(tokenizer_fingerprint)
-        self._vocab_size, self._shard_tokens = vocab_size, shard_tokens
-        self._dtype = np.dtype(id_dtype).newbyteorder("<")
-        self._written: list[dict[str, Any]] = []
-        self._reset_due = False
-        self._begin()
-
-    def _begin(self) -> None:
-        self._ids: list[np.ndarray] = []
-        self._ends: list[int] = []
-        self._resets: list[int] = []
-        self._tokens = 0
-
-    def add(self, ids: np.ndarray, reset: bool) -> None:
-        """Append a document; `reset` asks for a zeroed recurrent state before its first token.
-
-        DataError when an id is not below the vocabulary's size.
-        """
-        if len(ids) and int(ids.max()) >= self._vocab_size:
-            what = f"token id {int(ids.max())} for a vocabulary of {self._vocab_size}"
-            raise DataError(f"split {self._split}: {what}; tokenizer and recipe disagree")
-        # An empty document has no token to reset before: the next one takes the reset over.
-        self._reset_due = self._reset_due or reset
-        if self._reset_due and len(ids):
-            self._resets.append(self._tokens)
-            self._reset_due = False
-        self._ids.append(np.asarray(ids, self._dtype))
-        self._tokens += len(ids)
-        self._ends.append(self._tokens)
-        if self._tokens >= self._shard_tokens:
-            self._flush()
-
-    def close(self) -> list[dict[str, Any]]:
-        """Write what is left; returns a FileRecord with tokens, documents, resets per shard."""
-        if self._ends:
-            self._flush()
-        return self._written
-
-    def _flush(self) -> None:
-        ids = np.concatenate(self._ids).tobytes()
-        ends = np.array(self._ends, "<u8").tobytes()
-        resets = np.array(self._resets, "<u8").tobytes()
-        payload = b"".join([ids, bytes(-len(ids) % 8), ends, resets])
-        sizes = (self._tokens, len(self._ends), len(self._resets))
-        fixed = (MAGIC, VERSION, self._dtype.itemsize, self._vocab_size)
-        header = Header(*fixed, *sizes, self._fingerprint, hashlib.sha256(payload).digest())
-        path = self._folder / f"{self._split}-{len(self._written):05d}.shard"
-        write_atomic(path, _HEADER.pack(*header).ljust(HEADER_BYTES, b"\0") + payload)
-        counts = zip(("tokens", "documents", "resets"), sizes, strict=True)
-        self._written.append(asdict(FileRecord.of(path, self._folder)) | dict(counts))
-        self._begin()
+    Returns its FileRecord, relative to its folder, with tokens, documents and resets. DataError
+    when an id is not below the vocabulary's size.
+    """
+    if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
+        what = f"token id {int(ids.max())} for a vocabulary of {tokenizer.vocab_size}"
+        raise DataError(f"{path.name}: {what}; tokenizer and recipe disagree")
+    dtype = tokenizer.id_dtype.newbyteorder("<")
+    ends = np.cumsum(lengths, dtype=np.uint64)
+    # An empty document has no token to reset before: the next one takes the reset over.
+    starts = np.unique((ends - lengths.astype(np.uint64))[resets])
+    starts = starts[starts < len(ids)]
+    pieces = [
+        np.ascontiguousarray(ids, dtype),
+        np.zeros(-len(ids) * dtype.itemsize % 8, np.uint8),
+        ends.astype("<u8"),
+        starts.astype("<u8"),
+    ]
+    checksum = xxhash.xxh3_128()
+    for piece in pieces:
+        checksum.update(piece)
+    sizes = (len(ids), len(ends), len(starts))
+    fixed = (MAGIC, VERSION, dtype.itemsize, tokenizer.vocab_size)
+    fingerprint = bytes.fromhex(tokenizer.fingerprint)
+    header = Header(*fixed, *sizes, fingerprint, checksum.digest())
+    head = _HEADER.pack(*header).ljust(HEADER_BYTES, b"\0")
+    record = write_hashed(path, [head, *pieces], path.parent)
+    return asdict(record) | dict(zip(("tokens", "documents", "resets"), sizes, strict=True))
 
 
 def read_header(path: Path) -> Header:
@@ -156,7 +132,7 @@ class Split:
         split = cls(name, entry, tokenizer["vocab_size"])
         for shard in entry["shards"]:
             split._map(folder / shard["path"], tokenizer["fingerprint"])
-        split._join()
+        split._starts = np.array([0, *accumulate(map(len, split._ids))], np.int64)
         if split.tokens != entry["tokens"]:
             what = f"{split.tokens} tokens, its manifest says {entry['tokens']}"
             raise DataError(f"{folder}, split {name}: {what}; run prepare again")
@@ -177,11 +153,21 @@ class Split:
         self._ends.append(offsets[: header.documents])
         self._resets.append(offsets[header.documents :])
 
-    def _join(self) -> None:
-        self._starts = np.array([0, *accumulate(map(len, self._ids))], np.int64)
-        self.tokens = int(self._starts[-1])
-        self.document_ends = self._shifted(self._ends)
-        self.resets = self._shifted(self._resets)
+    @property
+    def tokens(self) -> int:
+        """Length of the stream."""
+        return int(self._starts[-1])
+
+    @cached_property
+    def document_ends(self) -> np.ndarray:
+        """(documents,) int64: the offset after each document's last token; all in memory."""
+        return self._shifted(self._ends)
+
+    @cached_property
+    def resets(self) -> np.ndarray:
+        """(resets,) int64: the offsets of the tokens before which a state is zeroed; all in
+        memory."""
+        return self._shifted(self._resets)
 
     def _shifted(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         """Offsets within shards as offsets within the split."""
@@ -199,7 +185,32 @@ class Split:
             until = min(stop, base + len(self._ids[shard]))
             out[at - start : until - start] = self._ids[shard][at - base : until - base]
             at = until
-        return out
+        return self._checked(out)
+
+    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """(len(starts), length) ids from each offset on; the stream is a circle, so a window that
+        passes the end goes on at the start."""
+        shards = np.searchsorted(self._starts, starts, "right") - 1
+        inside = starts + length <= self._starts[shards + 1]
+        out = np.empty((len(starts), length), self.dtype)
+        for shard in np.unique(shards[inside]).tolist():
+            rows = np.flatnonzero(inside & (shards == shard))
+            views = sliding_window_view(self._ids[shard], length)
+            out[rows] = views[starts[rows] - self._starts[shard]]
+        for row in np.flatnonzero(~inside).tolist():
+            start = int(starts[row])
+            stop = min(start + length, self.tokens)
+            out[row, : stop - start] = self.read(start, stop)
+            out[row, stop - start :] = self.read(0, start + length - stop)
+        return self._checked(out)
+
+    def _checked(self, ids: np.ndarray) -> np.ndarray:
+        """The ids; DataError when one is outside the vocabulary, which no model could look up."""
+        if np.iinfo(ids.dtype).max >= self.vocab_size and ids.size:
+            if (largest := int(ids.max())) >= self.vocab_size:
+                what = f"token id {largest} for a vocabulary of {self.vocab_size}"
+                raise DataError(f"split {self.name}: {what}; the shard was altered: prepare again")
+        return ids
 
 
 class Prepared:
@@ -225,9 +236,9 @@ class Prepared:
             hint = "no manifest.json; run `python -m data_prep prepare RECIPE`"
             raise DataError(f"{folder} holds no prepared data: {hint}")
         manifest = read_manifest(folder / "manifest.json")
-        if manifest.get("stage") != "prepare" or manifest.get("format") != 1:
+        if manifest.get("stage") != "prepare" or manifest.get("format") != 2:
             found = f"stage {manifest.get('stage')!r}, format {manifest.get('format')!r}"
-            raise DataError(f"{folder}: manifest of {found}; expected 'prepare', format 1")
+            raise DataError(f"{folder}: manifest of {found}; expected 'prepare', format 2; run prepare again")
         records = [FileRecord.from_json(entry) for entry in manifest["outputs"]]
         if verify is None:
             verify = sum(record.size for record in records) < _HASH_BELOW_BYTES

@@ -1,0 +1,279 @@
+"""Encoding tasks: a range of ranks of one split, from all parts of the spool to one shard.
+
+Beside each shard lies an index of its documents: the file and record each came from, with the
+label and id that the recipe names.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as arrow
+import pyarrow.parquet as parquet
+
+from .duplicates import Dropped
+from .keys import SPLITS, mixed
+from .manifest import FileRecord
+from .progress import METER
+from .reading import open_parts
+from .recipe.data import DataConfig
+from .shards import write_shard
+from .spool import Documents, Part
+from .tokenizers import Tokenizer, load_tokenizer
+
+_ENCODED_AT_ONCE = 1024  # documents
+_COUNTED_BYTES = 2**20  # of each shard, for the byte frequencies
+_FULL = 2**64
+
+
+@dataclass(frozen=True)
+class PartOrigin:
+    """Where the documents of a part come from: their file, what to add to their record numbers,
+    and how often each occurs in training."""
+
+    path: Path
+    file: str
+    first_record: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """Shard `number` of a split: the documents with ranks in [low, high]."""
+
+    data: DataConfig
+    scratch: Path
+    duplicates: Path
+    origins: Sequence[PartOrigin]
+    split: int
+    number: int
+    low: int
+    high: int
+
+    @property
+    def name(self) -> str:
+        """The name of task and shard."""
+        return f"{SPLITS[self.split]}-{self.number:05d}"
+
+
+def plan_shards(
+    data: DataConfig, part_bytes: Sequence[Sequence[int]], first_ranks: Sequence[int],
+    shard_bytes: float,
+) -> list[tuple[int, int, int, int]]:
+    """(split, number, low, high) of every shard, each of about `shard_bytes` of text.
+
+    `part_bytes` are the bytes of text of each part per split, weights included. Shuffled
+    documents have evenly spread ranks; those in source order are cut where a part begins.
+    """  # fmt: skip
+    found = []
+    for split in range(len(SPLITS)):
+        sizes = [sizes[split] for sizes in part_bytes]
+        count = max(1, round(sum(sizes) / shard_bytes)) if sum(sizes) else 0
+        if data.order == "shuffled":
+            edges = [_FULL * number // count for number in range(count + 1)] if count else []
+        else:
+            edges = _part_edges(sizes, first_ranks, count)
+        ranges = zip(edges, edges[1:], strict=False)
+        found += [(split, n, low, high - 1) for n, (low, high) in enumerate(ranges)]
+    return found
+
+
+def _part_edges(sizes: Sequence[int], first_ranks: Sequence[int], count: int) -> list[int]:
+    if not count:
+        return []
+    edges, gathered = [0], 0
+    for size, rank in zip(sizes, first_ranks, strict=True):
+        if gathered >= sum(sizes) * len(edges) / count:
+            edges.append(rank)
+        gathered += size
+    return [*edges, _FULL]
+
+
+def encode_task(job: EncodeJob) -> dict[str, Any]:
+    """Write one shard and its index of documents; returns their records and counts."""
+    counts: Counter[str] = Counter()
+    documents, parts = _gather(job, counts)
+    tokenizer = _tokenizer(job.scratch / "tokenizer")
+    pieces = list(_encoded(documents.text, tokenizer))
+    ids = np.concatenate([piece[0] for piece in pieces]) if pieces else np.empty(0, np.uint8)
+    lengths = np.concatenate([piece[1] for piece in pieces]) if pieces else np.empty(0, np.int64)
+    step = job.data.reset_documents
+    resets = np.arange(0, len(lengths), step) if step else np.empty(0, np.int64)
+    shard = write_shard(job.scratch / f"{job.name}.shard", ids, lengths, resets, tokenizer)
+    index = _write_index(job, documents, parts)
+    text = _text_bytes(documents.text)
+    return {
+        "split": SPLITS[job.split],
+        "shard": shard,
+        "index": asdict(index),
+        "bytes": len(text),
+        # In UTF-8 every character has exactly one byte that does not continue another.
+        "characters": int(np.count_nonzero(text.view(np.int8) > -65)),
+        "histogram": np.bincount(text[:_COUNTED_BYTES], minlength=256).tolist(),
+        "lengths": _length_histogram(lengths),
+        "counts": dict(counts),
+    }
+
+
+def sample_texts(parts: Sequence[Part], duplicates: Path, megabytes: float) -> Iterator[str]:
+    """A random sample of the train split, about `megabytes` of it; the same one however files
+    are named and cut, because the hashes of the texts decide."""
+    sizes = [_train_bytes(part) for part in parts]
+    share = min(1.0, megabytes * 1e6 / max(1, sum(sizes)))
+    limit = np.uint64(min(int(share * _FULL), _FULL - 1))
+    found: list[tuple[int, bytes]] = []
+    exact, near = Dropped(duplicates, "exact"), Dropped(duplicates, "near")
+    for part in parts:
+        chosen = mixed(part.key1, "tokenizer sample")
+        rows = np.flatnonzero((part.split == 0) & (chosen <= limit))
+        rows = near.without(part.number, exact.without(part.number, rows))
+        texts = part.take(rows).text.to_pylist()
+        found += zip(chosen[rows].tolist(), texts, strict=True)
+    found.sort()
+    for _, text in found:
+        yield text.decode()
+
+
+def _train_bytes(part: Part) -> int:
+    rows = np.flatnonzero(part.split == 0)
+    return len(_text_bytes(part.take(rows).text))
+
+
+def _gather(job: EncodeJob, counts: Counter[str]) -> tuple[Documents, np.ndarray]:
+    """The documents of a shard in their order, and the part each came from."""
+    parts = _parts(tuple(origin.path for origin in job.origins))
+    exact, near = _dropped(job.duplicates)
+    pieces, numbers, weights = [], [], []
+    for part, origin in zip(parts, job.origins, strict=True):
+        span = part.rows(job.split, job.low, job.high)
+        rows = np.arange(span.start, span.stop)
+        for kind, dropped in (("exact", exact), ("near", near)):
+            left = dropped.without(part.number, rows)
+            counts[f"dropped_{kind}_duplicate"] += len(rows) - len(left)
+            rows = left
+        if len(rows):
+            pieces.append(part.take(rows))
+            numbers.append(np.full(len(rows), part.number))
+            weights.append(np.full(len(rows), origin.weight))
+    if not pieces:
+        return part_of_nothing(), np.empty(0, np.int64)
+    together = _joined(pieces)
+    METER.add(len(_text_bytes(together.text)), len(together))
+    order = np.argsort(together.rank, kind="stable")
+    if job.split == 0 and any((weight != 1.0).any() for weight in weights):
+        order = _weighted(job, together, np.concatenate(weights), counts)
+    return _reordered(together, order), np.concatenate(numbers)[order]
+
+
+def _weighted(
+    job: EncodeJob, documents: Documents, weights: np.ndarray, counts: Counter[str]
+) -> np.ndarray:
+    """The order of documents with copies and gaps: a document of weight w occurs floor(w) times,
+    and once more by its hash. Copies are spread over the shard."""
+    drawn = mixed(documents.keys[:, 0], "weight") / float(_FULL)
+    times = np.floor(weights).astype(np.int64) + (drawn < weights % 1.0)
+    counts["dropped_weight"] += int(np.sum(times == 0))
+    counts["repeated_weight"] += int(np.sum(np.maximum(times - 1, 0)))
+    rows = np.repeat(np.arange(len(documents)), times)
+    copy = np.arange(len(rows)) - np.repeat(np.cumsum(times) - times, times)
+    width = np.uint64(max(job.high - job.low, 1))
+    places = documents.rank[rows]
+    moved = np.uint64(job.low) + mixed(places + copy.astype(np.uint64), "copy") % width
+    return rows[np.argsort(np.where(copy == 0, places, moved), kind="stable")]
+
+
+def part_of_nothing() -> Documents:
+    """No documents."""
+    none = np.empty(0, np.uint64)
+    empty = arrow.array([], arrow.binary())
+    return Documents(empty, none.astype(np.uint8), none, np.empty((0, 2), np.uint64), none)
+
+
+def _joined(pieces: Sequence[Documents]) -> Documents:
+    def column(name: str) -> Any:
+        found = [getattr(piece, name) for piece in pieces]
+        if all(f is None for f in found):
+            return None
+        kind = arrow.string()
+        return arrow.concat_arrays(
+            [arrow.nulls(len(p), kind) if f is None else f
+             for p, f in zip(pieces, found, strict=True)]
+        )  # fmt: skip
+
+    def numbers(name: str) -> np.ndarray:
+        return np.concatenate([getattr(piece, name) for piece in pieces])
+
+    text = arrow.concat_arrays([piece.text for piece in pieces])
+    arrays = (numbers(name) for name in ("split", "rank", "keys", "record"))
+    return Documents(text, *arrays, column("labels"), column("ids"))
+
+
+def _reordered(documents: Documents, order: np.ndarray) -> Documents:
+    places = arrow.array(order)
+    columns = (documents.labels, documents.ids)
+    return Documents(
+        documents.text.take(places),
+        documents.split[order],
+        documents.rank[order],
+        documents.keys[order],
+        documents.record[order],
+        *(None if column is None else column.take(places) for column in columns),
+    )
+
+
+def _encoded(text: Any, tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for first in range(0, len(text), _ENCODED_AT_ONCE):
+        yield tokenizer.encode_utf8(text.slice(first, _ENCODED_AT_ONCE).to_pylist())
+
+
+def _text_bytes(text: Any) -> np.ndarray:
+    """All bytes of an Arrow array of texts, one after another."""
+    _, offsets, data = text.buffers()
+    if data is None or not len(text):
+        return np.empty(0, np.uint8)
+    edges = np.frombuffer(offsets, np.int32)[text.offset : text.offset + len(text) + 1]
+    return np.frombuffer(data, np.uint8)[edges[0] : edges[-1]]
+
+
+def _length_histogram(lengths: np.ndarray) -> list[int]:
+    """How many documents have 2^i to 2^(i+1) - 1 tokens, for each i; those of none count as 1."""
+    return np.bincount(np.log2(np.maximum(lengths, 1)).astype(np.int64)).tolist()  # type: ignore[no-any-return]
+
+
+def _write_index(job: EncodeJob, documents: Documents, parts: np.ndarray) -> FileRecord:
+    firsts = np.array([origin.first_record for origin in job.origins], np.uint64)
+    names = sorted({origin.file for origin in job.origins})
+    numbers = {name: number for number, name in enumerate(names)}
+    files = np.array([numbers[origin.file] for origin in job.origins], np.int32)
+    columns: dict[str, Any] = {
+        "file": arrow.DictionaryArray.from_arrays(arrow.array(files[parts]), arrow.array(names)),
+        "record": arrow.array(documents.record + firsts[parts]),
+    }
+    columns |= {"label": documents.labels} if documents.labels is not None else {}
+    columns |= {"id": documents.ids} if documents.ids is not None else {}
+    path = job.scratch / f"{job.name}.parquet"
+    beside = path.with_name(path.name + ".tmp")
+    parquet.write_table(arrow.table(columns), beside, compression="zstd")
+    beside.replace(path)
+    return FileRecord.of(path, job.scratch)
+
+
+@lru_cache(maxsize=1)
+def _parts(paths: tuple[Path, ...]) -> list[Part]:
+    return open_parts(paths)
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(folder: Path) -> Tokenizer:
+    return load_tokenizer(folder)
+
+
+@lru_cache(maxsize=1)
+def _dropped(folder: Path) -> tuple[Dropped, Dropped]:
+    return Dropped(folder, "exact"), Dropped(folder, "near")

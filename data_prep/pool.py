@@ -1,0 +1,176 @@
+"""Tasks of one phase, done by this process or by a pool of workers, shared with other hosts.
+
+Workers take tasks one at a time, so a slow one holds up nobody. What is done stays done: after a
+crash the same command goes on with the tasks that are left.
+"""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .claims import TaskFolder, beating
+from .errors import PipelineError, RecipeError, StoppedAndSaved
+from .progress import METER, Bar, worker_context
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_POLL_SECONDS = 0.2
+_PARENT_CHECK_SECONDS = 1.0
+
+
+class Workers(NamedTuple):
+    """How many processes work here, and which share of the tasks is theirs: part `part` (from 0)
+    of `parts`."""
+
+    processes: int = 1
+    part: int = 0
+    parts: int = 1
+
+
+class Task(NamedTuple):
+    """A name, what the work function gets, and its size for the progress bar, bytes."""
+
+    name: str
+    argument: Any
+    size: int
+
+
+Work = Callable[[Any], dict[str, Any]]
+
+
+def run_tasks(
+    title: str, folder: Path, tasks: Sequence[Task], work: Work, workers: Workers
+) -> list[dict[str, Any]]:
+    """The results of all tasks in their order, doing those that are not done.
+
+    `work` must give the same files and result however often it is called. Tasks that another
+    process has are waited for. StoppedAndSaved when `workers` is a part and tasks of other parts
+    are neither done nor being done.
+    """
+    phase = TaskFolder(folder)
+    # A result is read once: with thousands of tasks on a network disk, reading is what costs.
+    results = {task.name: phase.result(task.name) for task in tasks}
+    open_tasks = [task for task in tasks if results[task.name] is None]
+    if open_tasks:
+        done = sum(task.size for task in tasks) - sum(task.size for task in open_tasks)
+        mine = [t for n, t in enumerate(tasks) if n % workers.parts == workers.part]
+        mine = [task for task in mine if task in open_tasks]
+        with Bar(title, sum(task.size for task in tasks), done) as bar:
+            _work_off(phase, mine, work, workers.processes, bar)
+            _await_others(phase, title, [task for task in open_tasks if task not in mine])
+    for name, result in results.items():
+        results[name] = result if result is not None else phase.result(name)
+    return list(results.values())  # type: ignore[arg-type]
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn a full disk and a folder that cannot be written into a RecipeError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        what = f"{folder}: cannot write {error.filename or 'there'} ({error.strerror})"
+        hint = "what is done is kept: make room or correct data.folder, then run again"
+        raise RecipeError(f"{what}; {hint}") from error
+
+
+def available_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _work_off(phase: TaskFolder, tasks: list[Task], work: Work, count: int, bar: Bar) -> None:
+    if count == 1 or len(tasks) <= 1:
+        METER.on_change = bar.update
+        try:
+            _in_turn(tasks, lambda task: _attempt(phase.folder, task, work))
+        finally:
+            METER.on_change = None
+        return
+    context = worker_context()
+    shared = METER.share(context)
+    pool = ProcessPoolExecutor(
+        min(count, len(tasks)), context, initializer=_start_worker, initargs=(os.getpid(), shared)
+    )
+    try:
+        _in_parallel(pool, phase, tasks, work, bar)
+    except KeyboardInterrupt:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
+    except BrokenProcessPool:
+        hint = "out of memory? what is done is kept: run again, with fewer --workers"
+        raise PipelineError(f"a worker process was killed ({hint})") from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _in_turn(tasks: list[Task], attempt: Callable[[Task], bool]) -> None:
+    while tasks:
+        tasks = [task for task in tasks if not attempt(task)]
+        if tasks:  # others have them
+            time.sleep(_POLL_SECONDS)
+
+
+def _in_parallel(
+    pool: ProcessPoolExecutor, phase: TaskFolder, tasks: list[Task], work: Work, bar: Bar
+) -> None:
+    running: dict[Future[bool], Task] = {}
+    for task in tasks:
+        running[pool.submit(_attempt, phase.folder, task, work)] = task
+    while running:
+        finished, _ = wait(running, _POLL_SECONDS, FIRST_COMPLETED)
+        bar.update()
+        for future in finished:
+            task = running.pop(future)
+            if not future.result():  # another process has it: look again later
+                time.sleep(_POLL_SECONDS)
+                running[pool.submit(_attempt, phase.folder, task, work)] = task
+
+
+def _await_others(phase: TaskFolder, title: str, tasks: list[Task]) -> None:
+    """Wait for tasks of other parts as long as somebody works on one of them."""
+    while tasks := [task for task in tasks if phase.result(task.name) is None]:
+        if not any(phase.owner(task.name) for task in tasks):
+            raise StoppedAndSaved(
+                f"{title}: this part is done, {len(tasks)} tasks of other parts are not and nobody "
+                "works on them; what is done is kept: run the other parts, then this one again"
+            )
+        time.sleep(_POLL_SECONDS * 5)
+
+
+def _attempt(folder: Path, task: Task, work: Work) -> bool:
+    """Do a task, unless a living process has it. True when it is done."""
+    phase = TaskFolder(folder)
+    claim = phase.claim(task.name)
+    if claim is None:
+        return phase.result(task.name) is not None
+    with beating(claim):
+        result = work(task.argument)
+    phase.finish(claim, result)
+    return True
+
+
+def _start_worker(parent: int, shared: tuple[Any, Any]) -> None:
+    """Stop with the parent, however it ended; leave Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    METER.join(shared)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_CHECK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="parent watch").start()

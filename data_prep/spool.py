@@ -1,0 +1,104 @@
+"""The spool: cleaned documents between reading and encoding, in memory-mapped Arrow files.
+
+A part holds some megabytes of text of one read task, sorted by split and rank. Ranks order the
+documents of a split, so a shard is a range of ranks: a slice of every part, merged. Memory holds
+one part or one shard, never the corpus.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as arrow
+
+from .keys import SPLITS
+
+PART_BYTES = 2**25  # of text
+_NUMBERS = {"split": np.uint8, "rank": np.uint64, "key0": np.uint64, "key1": np.uint64,
+            "record": np.uint64}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Texts (UTF-8) with their columns, all of one length."""
+
+    text: Any  # arrow.BinaryArray
+    split: np.ndarray  # uint8, place in SPLITS
+    rank: np.ndarray  # uint64
+    keys: np.ndarray  # (documents, 2) uint64
+    record: np.ndarray  # uint64, number in the file, or in the byte range read
+    labels: Any | None = None  # arrow.StringArray
+    ids: Any | None = None
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+
+def binary(raws: Sequence[bytes]) -> Any:
+    """An Arrow array of texts."""
+    offsets = np.zeros(len(raws) + 1, np.int32)
+    np.cumsum(np.fromiter(map(len, raws), np.int64, len(raws)), out=offsets[1:])
+    buffers = [None, arrow.py_buffer(offsets), arrow.py_buffer(b"".join(raws))]
+    return arrow.Array.from_buffers(arrow.binary(), len(raws), buffers)
+
+
+def write_part(path: Path, documents: Documents) -> np.ndarray:
+    """Write a part; returns the order its rows were brought into: row i was document order[i]."""
+    order = np.argsort(documents.rank, kind="stable")
+    order = order[np.argsort(documents.split[order], kind="stable")]
+    columns = {"text": documents.text, "labels": documents.labels, "ids": documents.ids}
+    taken = {name: c.take(arrow.array(order)) for name, c in columns.items() if c is not None}
+    keys = documents.keys
+    numbers = [documents.split, documents.rank, keys[:, 0], keys[:, 1], documents.record]
+    for name, values in zip(_NUMBERS, numbers, strict=True):
+        taken[name] = arrow.array(np.ascontiguousarray(values[order]))
+    batch = arrow.record_batch(taken)
+    beside = path.with_name(path.name + ".tmp")
+    with arrow.OSFile(str(beside), "wb") as stream:
+        with arrow.ipc.new_file(stream, batch.schema) as writer:
+            writer.write_batch(batch)
+    os.replace(beside, path)
+    return order
+
+
+class Part:
+    """A part, memory-mapped. `number` is its place among all parts, in reading order."""
+
+    def __init__(self, path: Path, number: int) -> None:
+        self.path, self.number = path, number
+        with arrow.memory_map(str(path)) as stream:
+            self._batch = arrow.ipc.open_file(stream).get_batch(0)
+        self.split, self.rank, key0, key1, self.record = (
+            self._batch.column(name).to_numpy(zero_copy_only=True) for name in _NUMBERS
+        )
+        self.key0, self.key1 = key0, key1
+        self._edges = np.searchsorted(self.split, np.arange(len(SPLITS) + 1))
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def text(self, row: int) -> bytes:
+        """The text of one row."""
+        return self._batch.column("text")[row].as_py()  # type: ignore[no-any-return]
+
+    def rows(self, split: int, low: int, high: int) -> slice:
+        """The rows of a split whose ranks are in [low, high]."""
+        first, last = int(self._edges[split]), int(self._edges[split + 1])
+        ranks = self.rank[first:last]
+        start = int(np.searchsorted(ranks, np.uint64(low), "left"))
+        return slice(first + start, first + int(np.searchsorted(ranks, np.uint64(high), "right")))
+
+    def take(self, rows: np.ndarray) -> Documents:
+        """Some rows as documents."""
+        batch = self._batch.take(arrow.array(rows))
+        names = batch.schema.names
+        keys = np.stack([self.key0[rows], self.key1[rows]], axis=1)
+        columns = [batch.column(n) if n in names else None for n in ("labels", "ids")]
+        text = batch.column("text")
+        numbers = self.split[rows], self.rank[rows], keys, self.record[rows]
+        return Documents(text, *numbers, *columns)
