@@ -70,8 +70,9 @@ def _markdown(card: dict[str, Any]) -> Iterator[str]:
         ],
     )  # fmt: skip
     yield from ["", "Kept is before duplicates were dropped.", "", "## Counts", ""]
-    counts = [(group, name, n) for group, some in card["counts"].items() for name, n in some.items()]
-    yield from _table(["", "what", "count"], counts)
+    counts = card["counts"].items()
+    rows = [[group, name, count] for group, some in counts for name, count in some.items()]
+    yield from _table(["", "what", "count"], rows)
     yield from ["", "## Splits", ""]
     names = ("documents", "tokens", "bytes", "characters")
     rows = [[name, *(split[n] for n in names)] for name, split in card["splits"].items()]

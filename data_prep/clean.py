@@ -19,17 +19,19 @@ from .errors import DataError, RecipeError
 from .recipe.data import CleanConfig
 
 _TAG = re.compile(r"<[a-zA-Z/!][^<>]*>")
+# What html.unescape takes for a character reference.
+_CHARREF = re.compile(r"&(?:#[0-9]+;?|#[xX][0-9a-fA-F]+;?|[^\t\n\f <&#;]{1,32};?)")
+_KEPT_REFERENCES = 10_000
 _ANY_TAG = re.compile(r"<.*?>")  # as process_str of Puri et al. has it: never across lines
 # Category Cc without the characters that Unicode counts as white space: those separate words.
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
 
 
 class Step(NamedTuple):
-    """A named change, and the test that says which texts it could change."""
+    """A named change of a block of texts, which gives back as they are those it does not change."""
 
     name: str
-    applies: Callable[[str], object]
-    change: Callable[[str], str]
+    change: Callable[[list[str]], list[str]]
 
 
 def clean(text: str, config: CleanConfig, counts: Counter[str] | None = None) -> str | None:
@@ -39,7 +41,7 @@ def clean(text: str, config: CleanConfig, counts: Counter[str] | None = None) ->
 
 def clean_texts(
     texts: Sequence[str], config: CleanConfig, counts: Counter[str]
-) -> list[str | None]:
+) -> Sequence[str | None]:
     """Each text cleaned, None in the place of one that is dropped.
 
     `counts` gains one per text and step that changed it, `too_short` and `too_long` for those
@@ -51,7 +53,7 @@ def clean_texts(
         if step.name == "fold_ascii":
             _count_folded(current, counts)
         before = current
-        current = [step.change(text) if step.applies(text) else text for text in before]
+        current = step.change(before)
         if changed := sum(map(operator.ne, before, current)):
             counts[step.name] += changed
     return _within_length(current, config, counts)
@@ -70,75 +72,105 @@ def refuse_folded(counts: Counter[str], config: CleanConfig) -> None:
 
 
 def _within_length(
-    texts: Sequence[str], config: CleanConfig, counts: Counter[str]
-) -> list[str | None]:
+    texts: list[str], config: CleanConfig, counts: Counter[str]
+) -> Sequence[str | None]:
     low, high = config.min_characters, config.max_characters
-    kept = [text if low <= len(text) <= high else None for text in texts]
-    if None in kept:
-        dropped = [text for text, still in zip(texts, kept, strict=True) if still is None]
-        counts["too_short"] += (short := sum(len(text) < low for text in dropped))
-        counts["too_long"] += len(dropped) - short
-    return kept
+    lengths = list(map(len, texts))
+    if low <= min(lengths, default=low) and max(lengths, default=high) <= high:
+        return texts
+    counts["too_short"] += sum(length < low for length in lengths)
+    counts["too_long"] += sum(length > high for length in lengths)
+    return [
+        text if low <= length <= high else None for text, length in zip(texts, lengths, strict=True)
+    ]
 
 
 def _steps(config: CleanConfig) -> list[Step]:
-    entities = Step("entities", operator.methodcaller("__contains__", "&"), html.unescape)
     if config.profile == "openai":
-        return [entities, Step("newlines", _has_newline, _one_line), _STRIP]
+        return [_ENTITIES, Step("newlines", _newlines_to_spaces), _STRIP]
     if config.profile == "nvidia":
-        tags = Step("tags", _has_angle, lambda text: _ANY_TAG.sub(" ", text))
-        return [tags, Step("fold_ascii", _not_ascii, _folding()), entities, _WHITESPACE]
+        return [Step("tags", _any_tags), Step("fold_ascii", _folding()), _ENTITIES, _WHITESPACE]
     modern = [
-        entities,
-        Step("unicode_nfc", _not_ascii, lambda text: unicodedata.normalize("NFC", text)),
-        Step("control", _CONTROL.search, lambda text: _CONTROL.sub("", text)),
-        Step("newlines", lambda text: "\r" in text, _unix_newlines),
+        _ENTITIES,
+        Step("unicode_nfc", _nfc),
+        Step("control", _without_control),
+        Step("newlines", _unix_newlines),
     ]
     # Tags before entities, so that an escaped &lt;b&gt; stays text; white space last, so that it
     # also closes the gaps the other steps leave.
-    before = [Step("tags", _has_angle, lambda text: _TAG.sub(" ", text))]
     return (
-        before * config.strip_tags
+        [Step("tags", _tags)] * config.strip_tags
         + modern * (config.profile == "modern")
         + [_WHITESPACE] * config.collapse_whitespace
     )
 
 
-def _not_ascii(text: str) -> bool:
-    return not text.isascii()
+# Each change stands in a comprehension behind its own test: a call for every text would cost more
+# than most changes.
 
 
-def _has_angle(text: str) -> bool:
-    return "<" in text
+def _entities(texts: list[str]) -> list[str]:
+    return [_CHARREF.sub(_unescaped, t) if "&" in t else t for t in texts]
 
 
-def _has_newline(text: str) -> bool:
-    return "\n" in text
+def _newlines_to_spaces(texts: list[str]) -> list[str]:
+    return [t.replace("\n", " ") if "\n" in t else t for t in texts]
 
 
-def _one_line(text: str) -> str:
-    return text.replace("\n", " ")
+def _unix_newlines(texts: list[str]) -> list[str]:
+    return [t.replace("\r\n", "\n").replace("\r", "\n") if "\r" in t else t for t in texts]
 
 
-def _unix_newlines(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+def _tags(texts: list[str]) -> list[str]:
+    return [_TAG.sub(" ", t) if "<" in t else t for t in texts]
 
 
-def _always(_: str) -> bool:
-    return True
+def _any_tags(texts: list[str]) -> list[str]:
+    return [_ANY_TAG.sub(" ", t) if "<" in t else t for t in texts]
 
 
-_STRIP = Step("strip", _always, str.strip)
-_WHITESPACE = Step("whitespace", _always, lambda text: " ".join(text.split()))
+def _nfc(texts: list[str]) -> list[str]:
+    return [t if t.isascii() else unicodedata.normalize("NFC", t) for t in texts]
 
 
-def _folding() -> Callable[[str], str]:
+def _without_control(texts: list[str]) -> list[str]:
+    return [_CONTROL.sub("", t) if _CONTROL.search(t) else t for t in texts]
+
+
+def _single_spaces(texts: list[str]) -> list[str]:
+    return [" ".join(t.split()) for t in texts]
+
+
+class _Unescaped(dict[str, str]):
+    """Character references with what they stand for; the few that a corpus uses come often."""
+
+    def __missing__(self, reference: str) -> str:
+        text = html.unescape(reference)
+        if len(self) < _KEPT_REFERENCES:
+            self[reference] = text
+        return text
+
+
+_REFERENCES = _Unescaped()
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    return _REFERENCES[match[0]]
+
+
+_ENTITIES = Step("entities", _entities)
+_STRIP = Step("strip", lambda texts: list(map(str.strip, texts)))
+_WHITESPACE = Step("whitespace", _single_spaces)
+
+
+def _folding() -> Callable[[list[str]], list[str]]:
     try:
         from unidecode import unidecode
     except ImportError:
-        hint = "pip install Unidecode (its licence is the GPL, so it is not installed for you)"
-        raise RecipeError(f"data.clean.profile=nvidia folds to ASCII with Unidecode: {hint}") from None
-    return unidecode
+        what = "data.clean.profile=nvidia folds to ASCII with Unidecode, which is not installed"
+        hint = "pip install Unidecode (under the GPL, so it does not come with the requirements)"
+        raise RecipeError(f"{what}: {hint}") from None
+    return lambda texts: [t if t.isascii() else unidecode(t) for t in texts]
 
 
 def _count_folded(texts: Sequence[str], counts: Counter[str]) -> None:

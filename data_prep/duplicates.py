@@ -18,9 +18,9 @@ import numpy as np
 
 from .minhash import bands_for, jaccard
 from .progress import METER
-from .reading import bands_path, open_parts
 from .recipe.data import DuplicatesConfig
 from .spool import Part
+from .spooling import bands_path, open_parts
 
 _ROWS_PER_TASK = 2**23  # hashes that a task sorts
 _COMPARED = 16  # documents of a band that others are compared with at most

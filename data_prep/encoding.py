@@ -8,39 +8,43 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as arrow
-import pyarrow.parquet as parquet
 
 from .duplicates import Dropped
 from .keys import SPLITS, mixed
-from .manifest import FileRecord
 from .progress import METER
-from .reading import open_parts
 from .recipe.data import DataConfig
-from .shards import write_shard
+from .sharding import DocumentShard, Origins
 from .spool import Documents, Part
+from .spooling import open_parts
 from .tokenizers import Tokenizer, load_tokenizer
 
-_ENCODED_AT_ONCE = 1024  # documents
-_COUNTED_BYTES = 2**20  # of each shard, for the byte frequencies
+_ENCODED_AT_ONCE = 512  # documents
 _FULL = 2**64
 
 
 @dataclass(frozen=True)
 class PartOrigin:
-    """Where the documents of a part come from: their file, what to add to their record numbers,
-    and how often each occurs in training."""
+    """A part and where its documents come from."""
 
     path: Path
     file: str
-    first_record: int
-    weight: float
+    lines_before: int  # of the file before its byte range, to be added to record numbers
+    weight: float  # how often each document occurs in training
+    first_rank: int  # in source order
+    bytes_per_split: Sequence[int]  # of text
+
+    @property
+    def text_bytes(self) -> list[float]:
+        """The bytes of text that each split gets from the part."""
+        train, *others = self.bytes_per_split
+        return [train * self.weight, *others]
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,9 @@ class EncodeJob:
 
 
 def plan_shards(
-    data: DataConfig, part_bytes: Sequence[Sequence[int]], first_ranks: Sequence[int],
+    data: DataConfig,
+    part_bytes: Sequence[Sequence[float]],
+    first_ranks: Sequence[int],
     shard_bytes: float,
 ) -> list[tuple[int, int, int, int]]:
     """(split, number, low, high) of every shard, each of about `shard_bytes` of text.
@@ -84,10 +90,10 @@ def plan_shards(
     return found
 
 
-def _part_edges(sizes: Sequence[int], first_ranks: Sequence[int], count: int) -> list[int]:
+def _part_edges(sizes: Sequence[float], first_ranks: Sequence[int], count: int) -> list[int]:
     if not count:
         return []
-    edges, gathered = [0], 0
+    edges, gathered = [0], 0.0
     for size, rank in zip(sizes, first_ranks, strict=True):
         if gathered >= sum(sizes) * len(edges) / count:
             edges.append(rank)
@@ -99,25 +105,25 @@ def encode_task(job: EncodeJob) -> dict[str, Any]:
     """Write one shard and its index of documents; returns their records and counts."""
     counts: Counter[str] = Counter()
     documents, parts = _gather(job, counts)
-    tokenizer = _tokenizer(job.scratch / "tokenizer")
-    pieces = list(_encoded(documents.text, tokenizer))
-    ids = np.concatenate([piece[0] for piece in pieces]) if pieces else np.empty(0, np.uint8)
-    lengths = np.concatenate([piece[1] for piece in pieces]) if pieces else np.empty(0, np.int64)
-    step = job.data.reset_documents
-    resets = np.arange(0, len(lengths), step) if step else np.empty(0, np.int64)
-    shard = write_shard(job.scratch / f"{job.name}.shard", ids, lengths, resets, tokenizer)
-    index = _write_index(job, documents, parts)
-    text = _text_bytes(documents.text)
+    firsts = np.array([origin.lines_before for origin in job.origins], np.uint64)
+    names = sorted({origin.file for origin in job.origins})
+    places = {name: place for place, name in enumerate(names)}
+    files = np.array([places[origin.file] for origin in job.origins], np.int32)
+    origins = Origins(
+        names,
+        files[parts],
+        documents.record + firsts[parts],
+        documents.labels,
+        documents.ids,
+    )
+    shard = DocumentShard(job.scratch / f"{job.name}.shard", _tokenizer(job.scratch / "tokenizer"))
+    for first in range(0, len(documents), _ENCODED_AT_ONCE):
+        shard.add(documents.text.slice(first, _ENCODED_AT_ONCE).to_pylist())
     return {
         "split": SPLITS[job.split],
-        "shard": shard,
-        "index": asdict(index),
-        "bytes": len(text),
-        # In UTF-8 every character has exactly one byte that does not continue another.
-        "characters": int(np.count_nonzero(text.view(np.int8) > -65)),
-        "histogram": np.bincount(text[:_COUNTED_BYTES], minlength=256).tolist(),
-        "lengths": _length_histogram(lengths),
+        "index": origins.write(job.scratch / f"{job.name}.parquet").as_json(),
         "counts": dict(counts),
+        **shard.close(job.data.reset_documents),
     }
 
 
@@ -210,8 +216,8 @@ def _joined(pieces: Sequence[Documents]) -> Documents:
         return np.concatenate([getattr(piece, name) for piece in pieces])
 
     text = arrow.concat_arrays([piece.text for piece in pieces])
-    arrays = (numbers(name) for name in ("split", "rank", "keys", "record"))
-    return Documents(text, *arrays, column("labels"), column("ids"))
+    columns = (numbers(name) for name in ("split", "rank", "keys", "record"))
+    return Documents(text, *columns, *(column(name) for name in ("labels", "ids")))
 
 
 def _reordered(documents: Documents, order: np.ndarray) -> Documents:
@@ -227,11 +233,6 @@ def _reordered(documents: Documents, order: np.ndarray) -> Documents:
     )
 
 
-def _encoded(text: Any, tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for first in range(0, len(text), _ENCODED_AT_ONCE):
-        yield tokenizer.encode_utf8(text.slice(first, _ENCODED_AT_ONCE).to_pylist())
-
-
 def _text_bytes(text: Any) -> np.ndarray:
     """All bytes of an Arrow array of texts, one after another."""
     _, offsets, data = text.buffers()
@@ -239,29 +240,6 @@ def _text_bytes(text: Any) -> np.ndarray:
         return np.empty(0, np.uint8)
     edges = np.frombuffer(offsets, np.int32)[text.offset : text.offset + len(text) + 1]
     return np.frombuffer(data, np.uint8)[edges[0] : edges[-1]]
-
-
-def _length_histogram(lengths: np.ndarray) -> list[int]:
-    """How many documents have 2^i to 2^(i+1) - 1 tokens, for each i; those of none count as 1."""
-    return np.bincount(np.log2(np.maximum(lengths, 1)).astype(np.int64)).tolist()  # type: ignore[no-any-return]
-
-
-def _write_index(job: EncodeJob, documents: Documents, parts: np.ndarray) -> FileRecord:
-    firsts = np.array([origin.first_record for origin in job.origins], np.uint64)
-    names = sorted({origin.file for origin in job.origins})
-    numbers = {name: number for number, name in enumerate(names)}
-    files = np.array([numbers[origin.file] for origin in job.origins], np.int32)
-    columns: dict[str, Any] = {
-        "file": arrow.DictionaryArray.from_arrays(arrow.array(files[parts]), arrow.array(names)),
-        "record": arrow.array(documents.record + firsts[parts]),
-    }
-    columns |= {"label": documents.labels} if documents.labels is not None else {}
-    columns |= {"id": documents.ids} if documents.ids is not None else {}
-    path = job.scratch / f"{job.name}.parquet"
-    beside = path.with_name(path.name + ".tmp")
-    parquet.write_table(arrow.table(columns), beside, compression="zstd")
-    beside.replace(path)
-    return FileRecord.of(path, job.scratch)
 
 
 @lru_cache(maxsize=1)

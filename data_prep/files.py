@@ -15,11 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import numpy as np
+
 from .errors import DataError
 from .progress import METER
 
-BLOCK_BYTES = 2**18  # small enough for a block and what is made of it to stay in cache
+BLOCK_BYTES = 2**19  # small enough for a block and what is made of it to stay in cache
 LONGEST_LINE = 2**27  # bytes
+_NEWLINE = ord("\n")
 _PACKED_BYTES = 2**14  # read at once, so that a bomb unpacks to megabytes and not to gigabytes
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 DAMAGE = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile)
@@ -108,7 +111,8 @@ def read_lines(
         else:
             data = b"".join([*pending, block[:cut]])
         if data:
-            count = data.count(b"\n")
+            # Faster than bytes.count where there are many.
+            count = int(np.count_nonzero(np.frombuffer(data, np.uint8) == _NEWLINE))
             yield Lines(data, number, count)
             number += count
         pending, size, skipping = [block[cut:]], len(block) - cut, False

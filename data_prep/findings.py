@@ -45,8 +45,8 @@ def check_read(data: DataConfig, read: Sequence[dict[str, Any]]) -> None:
         first = f"the first at {place['file']}, record {place['record']}"
         hint = "mend the source, or raise data.max_bad_share; what was read is kept"
         raise DataError(
-            f"{rejected.total():,} of {records:,} records ({share:.2%}) are bad: {reasons}; {first}; "
-            f"expected at most {data.max_bad_share:.2%}; {hint}"
+            f"{rejected.total():,} of {records:,} records ({share:.2%}) are bad: {reasons}; "
+            f"{first}; expected at most {data.max_bad_share:.2%}; {hint}"
         )
     refuse_folded(counts, data.clean)
     _refuse_empty(counts, rejected, [result["documents"] for result in read])

@@ -110,7 +110,8 @@ def _refuse_in_the_way(scratch: Path) -> None:
 def _refuse_company(scratch: Path) -> None:
     if other := company(scratch):
         hint = "wait for it, stop it, or choose another data.folder"
-        raise RecipeError(f"{other} is preparing another recipe or other inputs in {scratch}; {hint}")
+        what = f"{other} is preparing another recipe or other inputs in {scratch}"
+        raise RecipeError(f"{what}; {hint}")
 
 
 def _read_plan(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import xxhash
 
 from .errors import DataError
 
@@ -32,43 +32,57 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
     os.replace(beside, path)
 
 
-def write_hashed(path: Path, pieces: Sequence[bytes | np.ndarray], root: Path) -> FileRecord:
-    """Write `pieces` one after another to `path`, which is never seen half written.
+class HashedFile:
+    """A file that is written from front to back, hashed on its way, and never seen half written:
+    it stands beside its place until `close`."""
 
-    Returns its record, named relative to `root`; what is written is hashed on its way.
-    """
-    digest = hashlib.sha256()
-    beside = path.with_name(path.name + ".tmp")
-    with open(beside, "wb", buffering=0) as stream:
-        for piece in pieces:
-            data = memoryview(piece).cast("B") if len(piece) else b""
-            digest.update(data)
-            while data:  # an unbuffered write may take a part of what it is given
-                data = data[stream.write(data) :]
-        os.fsync(stream.fileno())
-    os.replace(beside, path)
-    status = path.stat()
-    name = path.relative_to(root).as_posix()
-    return FileRecord(name, status.st_size, status.st_mtime_ns, digest.hexdigest())
+    def __init__(self, path: Path) -> None:
+        self._path, self._beside = path, path.with_name(path.name + ".tmp")
+        self._digest = xxhash.xxh3_128()
+        self._stream = open(self._beside, "wb", buffering=0)
+
+    def write(self, piece: bytes | memoryview) -> None:
+        """Append bytes."""
+        self._digest.update(piece)
+        data = memoryview(piece)
+        while data:  # an unbuffered write may take a part of what it is given
+            data = data[self._stream.write(data) :]
+
+    def close(self, root: Path) -> FileRecord:
+        """Put the file in place; returns its record, named relative to `root`."""
+        self._stream.close()
+        os.replace(self._beside, self._path)
+        status, name = self._path.stat(), self._path.relative_to(root).as_posix()
+        digest = self._digest.hexdigest()
+        return FileRecord(name, status.st_size, status.st_mtime_ns, xxh3=digest)
 
 
 def sha256_file(path: Path | str) -> str:
     """The sha256 of a file's bytes, in hex."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return _digest(path, hashlib.sha256())
+
+
+def _digest(path: Path | str, digest: Any) -> str:
+    buffer = memoryview(bytearray(1 << 18))
+    with open(path, "rb", buffering=0) as stream:
+        while count := stream.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One file as it was: size in bytes, modification time in nanoseconds, sha256 in hex."""
+    """One file as it was: size in bytes, modification time in nanoseconds, and a hash in hex.
+
+    The hash is the sha256, or for shards, which are large and written by us alone, the xxh3-128:
+    it finds damage as surely, at the speed of memory.
+    """
 
     path: str
     size: int
     mtime_ns: int
-    sha256: str
+    sha256: str | None = None
+    xxh3: str | None = None
 
     @classmethod
     def of(cls, path: Path | str, relative_to: Path | None = None) -> FileRecord:
@@ -78,11 +92,18 @@ class FileRecord:
         status = path.stat()
         return cls(name, status.st_size, status.st_mtime_ns, sha256_file(path))
 
+    def as_json(self) -> dict[str, Any]:
+        """The record as a manifest holds it."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> FileRecord:
         """The record in a manifest entry, which may hold more; DataError when a field lacks."""
         try:
-            return cls(**{name: record[name] for name in cls.__dataclass_fields__})
+            hashes = {name: record[name] for name in ("sha256", "xxh3") if name in record}
+            if len(hashes) == 1:
+                return cls(record["path"], record["size"], record["mtime_ns"], **hashes)
+            raise KeyError
         except (KeyError, TypeError):
             hint = "the manifest was altered: run its stage again"
             raise DataError(f"manifest entry {record!r:.80} is no file record; {hint}") from None
@@ -101,7 +122,11 @@ class FileRecord:
             return f"{self.path}: {status.st_size} bytes, {self.size} were recorded"
         if status.st_mtime_ns == self.mtime_ns and not verify:
             return None
-        return None if sha256_file(path) == self.sha256 else f"{self.path}: sha256 differs"
+        if self.xxh3 is not None:
+            found, recorded, name = _digest(path, xxhash.xxh3_128()), self.xxh3, "xxh3"
+        else:
+            found, recorded, name = sha256_file(path), self.sha256 or "", "sha256"
+        return None if found == recorded else f"{self.path}: {name} differs"
 
 
 def write_manifest(path: Path | str, manifest: dict[str, Any]) -> None:
@@ -152,8 +177,8 @@ def stage_manifest(
         "stage": stage,
         "recipe_hash": recipe_hash,
         **extra,
-        "inputs": [asdict(record) for record in inputs],
-        "outputs": [asdict(record) for record in outputs],
+        "inputs": [record.as_json() for record in inputs],
+        "outputs": [record.as_json() for record in outputs],
     }
 
 

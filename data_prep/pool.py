@@ -28,13 +28,14 @@ _POLL_SECONDS = 0.2
 _PARENT_CHECK_SECONDS = 1.0
 
 
-class Workers(NamedTuple):
-    """How many processes work here, and which share of the tasks is theirs: part `part` (from 0)
-    of `parts`."""
+class Share(NamedTuple):
+    """The tasks that are this run's: part `part` (from 0) of `parts`."""
 
-    processes: int = 1
     part: int = 0
     parts: int = 1
+
+
+ALL = Share()
 
 
 class Task(NamedTuple):
@@ -49,12 +50,17 @@ Work = Callable[[Any], dict[str, Any]]
 
 
 def run_tasks(
-    title: str, folder: Path, tasks: Sequence[Task], work: Work, workers: Workers
+    title: str,
+    folder: Path,
+    tasks: Sequence[Task],
+    work: Work,
+    processes: int = 1,
+    share: Share = ALL,
 ) -> list[dict[str, Any]]:
     """The results of all tasks in their order, doing those that are not done.
 
     `work` must give the same files and result however often it is called. Tasks that another
-    process has are waited for. StoppedAndSaved when `workers` is a part and tasks of other parts
+    process has are waited for. StoppedAndSaved when `share` is a part, and tasks of other parts
     are neither done nor being done.
     """
     phase = TaskFolder(folder)
@@ -63,10 +69,10 @@ def run_tasks(
     open_tasks = [task for task in tasks if results[task.name] is None]
     if open_tasks:
         done = sum(task.size for task in tasks) - sum(task.size for task in open_tasks)
-        mine = [t for n, t in enumerate(tasks) if n % workers.parts == workers.part]
+        mine = [t for n, t in enumerate(tasks) if n % share.parts == share.part]
         mine = [task for task in mine if task in open_tasks]
         with Bar(title, sum(task.size for task in tasks), done) as bar:
-            _work_off(phase, mine, work, workers.processes, bar)
+            _work_off(phase, mine, work, processes, bar)
             _await_others(phase, title, [task for task in open_tasks if task not in mine])
     for name, result in results.items():
         results[name] = result if result is not None else phase.result(name)

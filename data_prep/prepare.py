@@ -15,6 +15,7 @@ has changed it is moved to `FOLDER.superseded-N` and a new one is made.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,9 +23,10 @@ from typing import Any
 
 from .card import write_card
 from .claims import TaskFolder, beating
+from .direct import ShardSink, goes_directly, index_task, plan_indexes
 from .duplicates import DuplicateJob, find_duplicates, plan_exact, plan_near
 from .encoding import EncodeJob, PartOrigin, encode_task, plan_shards, sample_texts
-from .errors import RecipeError, StoppedAndSaved
+from .errors import RecipeError
 from .findings import check_read, gather_findings
 from .folders import (
     WORK,
@@ -44,24 +46,19 @@ from .manifest import (
     versions,
     write_manifest,
 )
-from .pool import Task, Workers, available_cores, disk_errors, run_tasks
-from .reading import (
-    ReadJob,
-    evaluation_texts,
-    first_rank,
-    open_parts,
-    part_files,
-    read_task,
-)
+from .pool import ALL, Share, Task, available_cores, disk_errors, run_tasks
+from .reading import ReadJob, Sink, evaluation_texts, read_task
 from .recipe.data import DataConfig
 from .recipe.loader import read_tree, validate
 from .recipe.tokenizer import AnyTokenizerConfig, validate_tokenizer
 from .sources import plan_tasks, source_files
+from .spooling import SpoolSink, first_rank, open_parts, part_files
 from .tokenizers import load_tokenizer, round_trip_report, train_tokenizer
 
 FORMAT = 2
 _SMALL_BYTES = 2**24  # inputs up to here are done before a pool of processes has started
 _REPORTED_TEXTS = 1000  # of the sample, for the round-trip report
+_REPORTED_MEGABYTES = 1.0  # the sample of a tokenizer that is not trained
 _DISTRIBUTIONS = ("numpy", "msgspec", "pyarrow", "tokenizers", "sentencepiece", "xxhash")
 
 
@@ -72,7 +69,8 @@ class Plan:
     data: DataConfig
     tokenizer: AnyTokenizerConfig
     scratch: Path
-    workers: Workers
+    workers: int
+    share: Share
 
     def work(self, phase: str) -> Path:
         """The folder of a phase's claims, markers and intermediate files."""
@@ -83,18 +81,23 @@ def prepare(
     recipe_path: Path | str,
     overrides: Sequence[str] = (),
     force: bool = False,
-    workers: Workers | None = None,
+    workers: int | None = None,
+    share: Share = ALL,
 ) -> dict[str, Any]:
     """Run the stage for a recipe file; see `prepare_tree`."""
-    return prepare_tree(read_tree(recipe_path, overrides), force, workers)
+    return prepare_tree(read_tree(recipe_path, overrides), force, workers, share)
 
 
 def prepare_tree(
-    tree: dict[str, Any], force: bool = False, workers: Workers | None = None
+    tree: dict[str, Any],
+    force: bool = False,
+    workers: int | None = None,
+    share: Share = ALL,
 ) -> dict[str, Any]:
     """Run the stage for a recipe and return the manifest; nothing is done when it is current.
 
-    `force` prepares anew even then; `workers` defaults to a process per core. RecipeError when
+    `force` prepares anew even then; `workers` are processes, one per core by default; `share` is
+    the part of the tasks that is done here. RecipeError when
     the recipe is wrong or a folder cannot be used; DataError when a source is unreadable, too
     many records are bad, or a split that training needs is empty; StoppedAndSaved when this was
     one part of several and the others are missing.
@@ -110,7 +113,7 @@ def prepare_tree(
     print(f"{folder}: preparing ({reason})", flush=True)
     with disk_errors(folder):
         scratch = open_scratch(folder, _plan(data, tokenizer))
-        plan = Plan(data, tokenizer, scratch, workers or _default_workers(data))
+        plan = Plan(data, tokenizer, scratch, workers or _default_workers(data), share)
         try:
             with presence(scratch):
                 manifest = _build(plan, folder)
@@ -167,38 +170,44 @@ def _plan(data: DataConfig, tokenizer: AnyTokenizerConfig) -> dict[str, Any]:
     """What is being made, and from what: equal plans may share their work."""
     inputs = [(str(path), path.stat()) for path in _inputs(data, tokenizer)]
     files = [[path, status.st_size, status.st_mtime_ns] for path, status in inputs]
-    return {"recipe": _hash(data, tokenizer), "read": [_read_hash(data), files]}
+    reading = [_read_hash(data), goes_directly(data, tokenizer), files]
+    return {"recipe": _hash(data, tokenizer), "read": reading}
 
 
-def _default_workers(data: DataConfig) -> Workers:
+def _default_workers(data: DataConfig) -> int:
     size = sum(path.stat().st_size for source in data.sources for path in source_files(source))
-    return Workers(1 if size < _SMALL_BYTES else available_cores())
+    return 1 if size < _SMALL_BYTES else available_cores()
 
 
 def _build(plan: Plan, folder: Path) -> dict[str, Any] | None:
     """Do what is left to do; None when another process finished the folder first."""
     started = time.monotonic()
     _index_leaks(plan)
-    read = _read(plan)
-    check_read(plan.data, read)
-    parts = part_files(plan.work("read"), read)
-    twins = _find_twins(plan, parts, sum(sum(result["documents"]) for result in read))
-    tokenizer = _make_tokenizer(plan, parts)
-    shards = _encode(plan, parts, read, tokenizer["bytes_per_token"])
-    return _finish(plan, folder, [read, twins, shards], tokenizer, started)
+    if goes_directly(plan.data, plan.tokenizer):
+        tokenizer = _make_tokenizer(plan, [])
+        read = _read(plan, ShardSink)
+        check_read(plan.data, read)
+        shards = _index(plan, read)
+    else:
+        read = _read(plan, SpoolSink)
+        check_read(plan.data, read)
+        parts = part_files(plan.work("read"), read)
+        _find_twins(plan, parts, sum(sum(result["documents"]) for result in read))
+        tokenizer = _make_tokenizer(plan, parts)
+        shards = _encode(plan, read, tokenizer["bytes_per_token"])
+    return _finish(plan, folder, read, shards, tokenizer, started)
 
 
 def _run(plan: Plan, title: str, phase: str, jobs: Sequence[Any], work: Callable[[Any], Any],
          size: Callable[[Any], int]) -> list[dict[str, Any]]:  # fmt: skip
     tasks = [Task(job.name, job, size(job)) for job in jobs]
-    return run_tasks(title, plan.work(phase), tasks, work, plan.workers)
+    return run_tasks(title, plan.work(phase), tasks, work, plan.workers, plan.share)
 
 
 def _once(plan: Plan, phase: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The result of a step that one process does while others wait, whatever part they are."""
     task = Task(phase, None, 0)
-    alone = Workers()
-    return run_tasks(phase, plan.work(phase), [task], lambda _: work(), alone)[0]
+    return run_tasks(phase, plan.work(phase), [task], lambda _: work())[0]
 
 
 def _index_leaks(plan: Plan) -> None:
@@ -215,14 +224,14 @@ def _index_leaks(plan: Plan) -> None:
     _once(plan, "leaks", build)
 
 
-def _read(plan: Plan) -> list[dict[str, Any]]:
+def _read(plan: Plan, sink: Callable[[ReadJob], Sink]) -> list[dict[str, Any]]:
     folder = plan.work("read")
     tasks = plan_tasks(plan.data.sources)
-    jobs = [ReadJob(plan.data, folder, number, task) for number, task in enumerate(tasks)]
+    jobs = [ReadJob(plan.data, folder, number, task, sink) for number, task in enumerate(tasks)]
     return _run(plan, "reading", "read", jobs, read_task, lambda job: job.task.size)
 
 
-def _find_twins(plan: Plan, parts: Sequence[Path], documents: int) -> list[dict[str, Any]]:
+def _find_twins(plan: Plan, parts: Sequence[Path], documents: int) -> None:
     config, folder = plan.data.duplicates, plan.work("duplicates")
     size = sum(path.stat().st_size for path in parts)
 
@@ -230,9 +239,9 @@ def _find_twins(plan: Plan, parts: Sequence[Path], documents: int) -> list[dict[
         return size // job.ranges
 
     exact = plan_exact(config, folder, parts, documents)
-    found = _run(plan, "exact duplicates", "duplicates", exact, find_duplicates, share)
+    _run(plan, "exact duplicates", "duplicates", exact, find_duplicates, share)
     near = plan_near(config, folder, parts, documents)
-    return found + _run(plan, "near duplicates", "duplicates", near, find_duplicates, share)
+    _run(plan, "near duplicates", "duplicates", near, find_duplicates, share)
 
 
 def _make_tokenizer(plan: Plan, parts: Sequence[Path]) -> dict[str, Any]:
@@ -240,7 +249,7 @@ def _make_tokenizer(plan: Plan, parts: Sequence[Path]) -> dict[str, Any]:
 
     def make() -> dict[str, Any]:
         config, began = plan.tokenizer, time.monotonic()
-        megabytes = getattr(config, "sample_megabytes", 1.0)
+        megabytes = getattr(config, "sample_megabytes", _REPORTED_MEGABYTES)
         sample = list(sample_texts(open_parts(parts), plan.work("duplicates"), megabytes))
         tokenizer = train_tokenizer(config, sample)
         tokenizer.save(plan.scratch / "tokenizer")
@@ -253,46 +262,56 @@ def _make_tokenizer(plan: Plan, parts: Sequence[Path]) -> dict[str, Any]:
 
 
 def _encode(
-    plan: Plan, parts: Sequence[Path], read: Sequence[dict[str, Any]], bytes_per_token: float
+    plan: Plan, read: Sequence[dict[str, Any]], bytes_per_token: float
 ) -> list[dict[str, Any]]:
-    data = plan.data
-    origins, sizes, ranks = _origins(plan, read)
+    data, origins = plan.data, _origins(plan, read)
+    sizes = [origin.text_bytes for origin in origins]
+    ranks = [origin.first_rank for origin in origins]
     shards = plan_shards(data, sizes, ranks, data.shard_tokens * bytes_per_token)
     duplicates = plan.work("duplicates")
     jobs = [EncodeJob(data, plan.scratch, duplicates, origins, *shard) for shard in shards]
-    size = sum(map(sum, sizes)) // max(1, len(jobs))
+    size = sum(map(sum, sizes)) / max(1, len(jobs))
     return _run(plan, "encoding", "encode", jobs, encode_task, lambda _: int(size))
 
 
-def _origins(
-    plan: Plan, read: Sequence[dict[str, Any]]
-) -> tuple[list[PartOrigin], list[list[float]], list[int]]:
-    """Of each part: its origin, its bytes of text per split with weights, and its first rank."""
+def _index(plan: Plan, read: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The shards that reading has written, each with its index of documents."""
+    parts = [part for result in read for part in result["parts"].values()]
+    before = [origin.lines_before for origin in _origins(plan, read)]
+    jobs, shards = plan_indexes(plan.scratch, plan.work("read"), parts, before)
+    indexes = _run(plan, "indexing", "index", jobs, index_task, lambda _: 1)
+    return [shard | index for shard, index in zip(shards, indexes, strict=True)]
+
+
+def _origins(plan: Plan, read: Sequence[dict[str, Any]]) -> list[PartOrigin]:
+    """Where each part comes from, in reading order."""
     origins: list[PartOrigin] = []
-    sizes: list[list[float]] = []
-    ranks: list[int] = []
-    lines: dict[int, int] = {}  # of each file, in the tasks before
+    lines: Counter[int] = Counter()  # of each file, in the tasks before
     for number, result in enumerate(read):
-        weight = plan.data.sources[result["source"]].weight
-        before = lines.setdefault(result["file"], 0)
-        for name, (first, *text_bytes) in result["parts"].items():
-            path = plan.work("read") / name
-            origins.append(PartOrigin(path, result["path"], before, weight))
-            sizes.append([text_bytes[0] * weight, *text_bytes[1:]])
-            ranks.append(first_rank(number, first))
+        for name, part in result["parts"].items():
+            origins.append(
+                PartOrigin(
+                    path=plan.work("read") / f"{name}.arrow",
+                    file=result["path"],
+                    lines_before=lines[result["file"]],
+                    weight=plan.data.sources[result["source"]].weight,
+                    first_rank=first_rank(number, part["before"]),
+                    bytes_per_split=part["bytes"],
+                )
+            )
         lines[result["file"]] += result["lines"]
-    return origins, sizes, ranks
+    return origins
 
 
 def _finish(
-    plan: Plan, folder: Path, results: Sequence[Sequence[dict[str, Any]]],
+    plan: Plan, folder: Path, read: Sequence[dict[str, Any]], shards: Sequence[dict[str, Any]],
     tokenizer: dict[str, Any], started: float,
 ) -> dict[str, Any] | None:  # fmt: skip
     phase = TaskFolder(plan.work("finish"))
     while (claim := phase.claim("finish")) is None:
         time.sleep(0.5)  # the other renames the folder, and looking into it then fails
     with beating(claim):
-        manifest = _write_manifest(plan, results, tokenizer, started)
+        manifest = _write_manifest(plan, read, shards, tokenizer, started)
     if aside := put_in_place(plan.scratch, folder):
         print(f"{folder}: the previous data is kept at {aside}")
     _print_summary(manifest)
@@ -300,9 +319,9 @@ def _finish(
 
 
 def _write_manifest(
-    plan: Plan, results: Sequence[Sequence[dict[str, Any]]], report: dict[str, Any], started: float
-) -> dict[str, Any]:
-    read, _, shards = results
+    plan: Plan, read: Sequence[dict[str, Any]], shards: Sequence[dict[str, Any]],
+    report: dict[str, Any], started: float,
+) -> dict[str, Any]:  # fmt: skip
     findings = gather_findings(plan.data, read, shards, plan.work("leaks"))
     inputs = _input_records(plan, read)
     made = load_tokenizer(plan.scratch / "tokenizer")
@@ -342,7 +361,7 @@ def _input_records(plan: Plan, read: Sequence[dict[str, Any]]) -> list[FileRecor
 
 
 def _plan_files(plan: Plan) -> list[list[Any]]:
-    return read_manifest(plan.scratch / "plan.json")["read"][1]  # type: ignore[no-any-return]
+    return read_manifest(plan.scratch / "plan.json")["read"][-1]  # type: ignore[no-any-return]
 
 
 def _print_summary(manifest: dict[str, Any]) -> None:

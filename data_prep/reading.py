@@ -1,44 +1,58 @@
-"""Reading tasks: records of one file, or a byte range of one, to parts of the spool.
+"""Reading tasks: records of one file, or a byte range of one, to cleaned documents in a sink.
 
-Everything that looks at one document at a time happens here: cleaning, personal data, leaks, and
-the hashes that later find its twins.
+Everything that looks at one document at a time happens here: cleaning, personal data, leaks.
 """
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import pyarrow as arrow
 
 from .clean import clean_texts
-from .keys import SPLITS, document_keys, mixed, normalised, split_numbers
 from .leaks import LeakIndex, SetLeaks, merged
 from .manifest import FileRecord
-from .minhash import band_hashes, bands_for, signatures, wordless
 from .pii import scrub
 from .progress import METER
 from .recipe.data import DataConfig
 from .sources import ReadTask, Rejects, Rows, plan_tasks, read_rows
-from .spool import PART_BYTES, Documents, Part, binary, write_part
 
-_SIGNED_AT_ONCE = 1024  # documents
+
+class Batch(NamedTuple):
+    """Documents as UTF-8, each with its record number, and label and id where they are named."""
+
+    raws: Sequence[bytes]
+    records: np.ndarray
+    labels: Sequence[str | None] | None
+    ids: Sequence[str | None] | None
+
+
+class Sink(Protocol):
+    """Where the documents of one task go."""
+
+    def add(self, batch: Batch) -> None:
+        """Take a few hundred documents, in reading order."""
+
+    def close(self) -> dict[str, Any]:
+        """Finish; what it returns, plain values, becomes part of the task's result. It has
+        `documents`, the number per split, and `parts`."""
 
 
 @dataclass(frozen=True)
 class ReadJob:
-    """A task with what it needs to know: its number among all tasks, and where parts go."""
+    """A task with what it needs to know: its number among all tasks, the folder of the phase,
+    and the sink's class."""
 
     data: DataConfig
     folder: Path
     number: int
     task: ReadTask
+    sink: Callable[[ReadJob], Sink]
 
     @property
     def name(self) -> str:
@@ -47,22 +61,29 @@ class ReadJob:
 
 
 def read_task(job: ReadJob) -> dict[str, Any]:
-    """Read one task into parts; returns its counts, as plain values.
+    """Read one task into its sink; returns its counts, as plain values.
 
     DataError when the file is missing, damaged, or lacks a field that the recipe names.
     """
-    reader = _Reader(job)
+    cleaner, rejects, sink = _Cleaner(job), Rejects(), job.sink(job)
     source = job.data.sources[job.task.source]
-    for rows in read_rows(job.task, source, reader.rejects, job.data.allow_truncated):
-        reader.add(rows)
-    reader.flush()
-    return reader.result()
-
-
-def first_rank(task: int, documents: int) -> int:
-    """The rank of a document in source order: after all of earlier tasks, and after those before
-    it in its own."""
-    return (task << 40) + documents
+    for rows in read_rows(job.task, source, rejects, job.data.allow_truncated):
+        batch = cleaner.clean(rows)
+        METER.add(documents=len(batch.raws))
+        sink.add(batch)
+    whole = job.task.start == 0 and Path(job.task.path).is_file()
+    return {
+        "path": job.task.path,
+        "file": job.task.file,
+        "source": job.task.source,
+        "lines": rejects.lines,
+        "input": FileRecord.of(job.task.path).as_json() if whole else None,
+        "counts": dict(cleaner.counts),
+        "rejected": dict(rejects.counts),
+        "samples": rejects.samples,
+        "leaks": {name: asdict(found) for name, found in cleaner.leaked.items()},
+        **sink.close(),
+    }
 
 
 def evaluation_texts(data: DataConfig) -> dict[str, list[bytes]]:
@@ -77,144 +98,43 @@ def evaluation_texts(data: DataConfig) -> dict[str, list[bytes]]:
     return found
 
 
-def part_files(folder: Path, results: Sequence[dict[str, Any]]) -> list[Path]:
-    """The parts of finished read tasks, in reading order."""
-    return [folder / name for result in results for name in result["parts"]]
-
-
-def bands_path(part: Path) -> Path:
-    """Where the band hashes of a part lie, row for row."""
-    return part.with_suffix(".bands.npy")
-
-
-class _Reader:
-    """Collects documents until they fill a part."""
+class _Cleaner:
+    """Rows to the documents that are left of them, counting what is changed and dropped."""
 
     def __init__(self, job: ReadJob) -> None:
-        self._job, self._data = job, job.data
-        self.rejects = Rejects()
-        self._counts: Counter[str] = Counter()
-        # Of each part: documents of the task before it, then bytes of text per split.
-        self._parts: dict[str, list[int]] = {}
-        self._documents = [0] * len(SPLITS)
-        self._before = 0
-        leaks = job.folder.parent / "leaks" / "index.npz"
-        self._leaks = LeakIndex.load(leaks) if self._data.leaks.sets else None
-        self._leaked: dict[str, SetLeaks] = {}
-        self._begin()
+        self._data = job.data
+        self.counts: Counter[str] = Counter()
+        self.leaked: dict[str, SetLeaks] = {}
+        index = job.folder.parent / "leaks" / "index.npz"
+        self._leaks = LeakIndex.load(index) if job.data.leaks.sets else None
 
-    def _begin(self) -> None:
-        self._raws: list[bytes] = []
-        self._records: list[int] = []
-        self._labels: list[str | None] = []
-        self._ids: list[str | None] = []
-        self._size = 0
-
-    def add(self, rows: Rows) -> None:
-        """Clean a block of rows and keep what is left."""
-        self._counts["documents_read"] += len(rows.texts)
-        texts = clean_texts(rows.texts, self._data.clean, self._counts)
+    def clean(self, rows: Rows) -> Batch:
+        self.counts["documents_read"] += len(rows.texts)
+        texts = clean_texts(rows.texts, self._data.clean, self.counts)
         if kinds := self._data.personal.scrub:
-            texts = [t and scrub(t, tuple(kinds), self._counts) for t in texts]
-        raws = [text.encode() for text in texts if text is not None]
-        kept = [text is not None for text in texts]
-        rows = rows if all(kept) else _select(rows, kept)
-        if self._leaks is not None:
-            raws, rows = self._without_leaks(raws, rows)
-        self._raws += raws
-        self._records += rows.records
-        self._labels += rows.labels or []
-        self._ids += rows.ids or []
-        self._size += sum(map(len, raws))
-        METER.add(documents=len(raws))
-        if self._size >= PART_BYTES:
-            self.flush()
+            texts = [text and scrub(text, kinds, self.counts) for text in texts]
+        if None in texts:
+            kept = [text is not None for text in texts]
+            raws = [text.encode() for text in texts if text is not None]
+            batch = _select(Batch(raws, rows.records, rows.labels, rows.ids), kept, raws)
+        else:
+            raws = list(map(str.encode, texts))  # type: ignore[arg-type]
+            batch = Batch(raws, rows.records, rows.labels, rows.ids)
+        return batch if self._leaks is None else self._without_leaks(self._leaks, batch)
 
-    def _without_leaks(self, raws: list[bytes], rows: Rows) -> tuple[list[bytes], Rows]:
-        assert self._leaks is not None
-        overlaps, found = self._leaks.find(raws)
+    def _without_leaks(self, index: LeakIndex, batch: Batch) -> Batch:
+        overlaps, found = index.find(batch.raws)
         if not overlaps.any():
-            return raws, rows
-        self._leaked = merged([self._leaked, found])
+            return batch
+        self.leaked = merged([self.leaked, found])
         if not self._data.leaks.remove:
-            return raws, rows
-        self._counts["dropped_leak"] += int(overlaps.sum())
+            return batch
+        self.counts["dropped_leak"] += int(overlaps.sum())
         kept = (~overlaps).tolist()
-        return list(compress(raws, kept)), _select(rows, kept)
-
-    def flush(self) -> None:
-        """Write the documents gathered as a part."""
-        if not self._raws:
-            return
-        data, raws = self._data, self._raws
-        hashed = map(normalised, raws) if data.duplicates.exact else raws
-        keys = document_keys(list(hashed))
-        split = split_numbers(keys, data.split)
-        path = self._job.folder / f"{self._job.name}-{len(self._parts):05d}.arrow"
-        documents = Documents(
-            binary(raws),
-            split,
-            self._ranks(keys),
-            keys,
-            np.array(self._records, np.uint64),
-            arrow.array(self._labels, arrow.string()) if self._labels else None,
-            arrow.array(self._ids, arrow.string()) if self._ids else None,
-        )
-        order = write_part(path, documents)
-        if data.duplicates.near:
-            _write_bands(bands_path(path), raws, order, data)
-        lengths = np.fromiter(map(len, raws), np.int64, len(raws))
-        sizes = np.bincount(split, weights=lengths, minlength=len(SPLITS))
-        self._parts[path.name] = [self._before, *sizes.astype(int).tolist()]
-        self._before += len(raws)
-        self._documents = (self._documents + np.bincount(split, minlength=len(SPLITS))).tolist()
-        self._begin()
-
-    def _ranks(self, keys: np.ndarray) -> np.ndarray:
-        if self._data.order == "shuffled":
-            return mixed(keys[:, 0], f"order/{self._data.seed}")
-        first = first_rank(self._job.number, self._before)
-        return np.uint64(first) + np.arange(len(keys), dtype=np.uint64)
-
-    def result(self) -> dict[str, Any]:
-        """What the task found, as plain values."""
-        task = self._job.task
-        path = Path(task.path)
-        whole = task.start == 0 and path.is_file()
-        return {
-            "path": task.path,
-            "file": task.file,
-            "source": task.source,
-            "lines": self.rejects.lines,
-            "input": asdict(FileRecord.of(path)) if whole else None,
-            "counts": dict(self._counts),
-            "rejected": dict(self.rejects.counts),
-            "samples": self.rejects.samples,
-            "documents": self._documents,
-            "parts": self._parts,
-            "leaks": {name: asdict(found) for name, found in self._leaked.items()},
-        }
+        return _select(batch, kept, list(compress(batch.raws, kept)))
 
 
-def _select(rows: Rows, kept: list[bool]) -> Rows:
-    columns = [c if c is None else list(compress(c, kept)) for c in rows]
-    return Rows(*columns)  # type: ignore[arg-type]
-
-
-def _write_bands(path: Path, raws: list[bytes], order: np.ndarray, data: DataConfig) -> None:
-    """The band hashes of a part's documents, (documents, bands); 0 where there are no words."""
-    near = data.duplicates
-    shape = bands_for(near.threshold, near.permutations)
-    found = []
-    for first in range(0, len(raws), _SIGNED_AT_ONCE):
-        signed = signatures(raws[first : first + _SIGNED_AT_ONCE], near.ngram, near.permutations)
-        found.append(np.where(wordless(signed)[:, None], 0, band_hashes(signed, *shape)))
-    beside = path.with_suffix(".tmp")
-    with open(beside, "wb") as stream:
-        np.save(stream, np.concatenate(found)[order])
-    os.replace(beside, path)
-
-
-def open_parts(paths: Sequence[Path]) -> list[Part]:
-    """All parts, memory-mapped, numbered in reading order."""
-    return [Part(path, number) for number, path in enumerate(paths)]
+def _select(batch: Batch, kept: list[bool], raws: list[bytes]) -> Batch:
+    """The columns beside the raws, with only the rows kept."""
+    labels, ids = (c if c is None else list(compress(c, kept)) for c in (batch.labels, batch.ids))
+    return Batch(raws, batch.records[np.array(kept, bool)], labels, ids)

@@ -1,16 +1,17 @@
 """Token shards: the one place that knows the bytes of the format.
 
-A shard is a 256-byte little-endian header, token ids, padding to 8 bytes, document ends and
-reset offsets (uint64 each, counted in tokens from the start of the shard). Documents never
-straddle shards. `docs/data-format.md` describes the same for other programs.
+A shard is a 64-byte header, token ids, padding to 8 bytes, document ends and reset offsets
+(uint64 each, counted in tokens from the start of the shard) and a 48-byte trailer, all
+little-endian. Documents never straddle shards. `docs/data-format.md` describes the same for other
+programs.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -21,91 +22,109 @@ import xxhash
 from numpy.lib.stride_tricks import sliding_window_view
 
 from .errors import DataError
-from .manifest import FileRecord, read_manifest, write_hashed
+from .manifest import FileRecord, HashedFile, read_manifest
 from .tokenizers import Tokenizer, load_tokenizer
 
-MAGIC = b"LMSHARD1"
-VERSION = 2
-HEADER_BYTES = 256
-_HEADER = struct.Struct("<8sIIQQQQ32s16s")
+MAGIC = b"LMSHARD2"
+HEADER_BYTES = 64
+_HEADER = struct.Struct("<8sII Q32s8x")
+_TRAILER = struct.Struct("<QQQ16s8s")
 _HASH_BELOW_BYTES = 2**30  # up to here a full check costs seconds, so it is always made
 _DTYPES: dict[int, np.dtype[Any]] = {n: np.dtype(f"<u{n}") for n in (1, 2, 4)}
+_EXPECTED_MANIFEST = "expected 'prepare', format 2: run prepare again"
 
 
 class Header(NamedTuple):
-    """The fields of a shard's header, in file order."""
+    """What stands at both ends of a shard. What is known only at the end stands there, so that a
+    shard is written, and hashed, from front to back."""
 
-    magic: bytes
-    version: int
     itemsize: int
     vocab_size: int
+    tokenizer_fingerprint: bytes
     tokens: int
     documents: int
     resets: int
-    tokenizer_fingerprint: bytes
-    payload_xxh3: bytes  # xxh3-128 of all that follows the header
+    payload_xxh3: bytes  # xxh3-128 of all between the two ends
 
     @property
     def ends_at(self) -> int:
-        """Where document ends begin, in bytes; the file ends after them and the resets."""
+        """Where document ends begin, in bytes; the trailer follows them and the resets."""
         return HEADER_BYTES + -(-self.tokens * self.itemsize // 8) * 8
 
 
-def write_shard(
-    path: Path,
-    ids: np.ndarray,
-    lengths: np.ndarray,
-    resets: np.ndarray,
-    tokenizer: Tokenizer,
-) -> dict[str, Any]:
-    """Write a shard: the ids of its documents one after another, the length of each in ids, and
-    the documents (by number) before which a recurrent state is zeroed.
+class ShardWriter:
+    """Writes one shard piece by piece, so that memory holds a piece and not the shard."""
 
-    Returns its FileRecord, relative to its folder, with tokens, documents and resets. DataError
-    when an id is not below the vocabulary's size.
-    """
-    if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
-        what = f"token id {int(ids.max())} for a vocabulary of {tokenizer.vocab_size}"
-        raise DataError(f"{path.name}: {what}; tokenizer and recipe disagree")
-    dtype = tokenizer.id_dtype.newbyteorder("<")
-    ends = np.cumsum(lengths, dtype=np.uint64)
-    # An empty document has no token to reset before: the next one takes the reset over.
-    starts = np.unique((ends - lengths.astype(np.uint64))[resets])
-    starts = starts[starts < len(ids)]
-    pieces = [
-        np.ascontiguousarray(ids, dtype),
-        np.zeros(-len(ids) * dtype.itemsize % 8, np.uint8),
-        ends.astype("<u8"),
-        starts.astype("<u8"),
-    ]
-    checksum = xxhash.xxh3_128()
-    for piece in pieces:
-        checksum.update(piece)
-    sizes = (len(ids), len(ends), len(starts))
-    fixed = (MAGIC, VERSION, dtype.itemsize, tokenizer.vocab_size)
-    fingerprint = bytes.fromhex(tokenizer.fingerprint)
-    header = Header(*fixed, *sizes, fingerprint, checksum.digest())
-    head = _HEADER.pack(*header).ljust(HEADER_BYTES, b"\0")
-    record = write_hashed(path, [head, *pieces], path.parent)
-    return asdict(record) | dict(zip(("tokens", "documents", "resets"), sizes, strict=True))
+    def __init__(self, path: Path, tokenizer: Tokenizer) -> None:
+        self._path, self._tokenizer = path, tokenizer
+        self._dtype = tokenizer.id_dtype.newbyteorder("<")
+        self._file = HashedFile(path)
+        fingerprint = bytes.fromhex(tokenizer.fingerprint)
+        fixed = (self._dtype.itemsize, 0, tokenizer.vocab_size, fingerprint)
+        self._file.write(_HEADER.pack(MAGIC, *fixed))
+        self._checksum = xxhash.xxh3_128()
+        self._tokens = 0
+        self._lengths: list[np.ndarray] = []
+
+    def add(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+        """Append documents: their ids one after another, and the length of each in ids.
+
+        DataError when an id is not below the vocabulary's size.
+        """
+        vocab_size = self._tokenizer.vocab_size
+        if np.iinfo(ids.dtype).max >= vocab_size and len(ids) and int(ids.max()) >= vocab_size:
+            what = f"token id {int(ids.max())} for a vocabulary of {vocab_size}"
+            raise DataError(f"{self._path.name}: {what}; tokenizer and recipe disagree")
+        self._write(np.ascontiguousarray(ids, self._dtype))
+        self._tokens += len(ids)
+        self._lengths.append(lengths)
+
+    def close(self, reset_documents: int) -> dict[str, Any]:
+        """Write the index and put the shard in place. A recurrent state is reset before every
+        `reset_documents`-th document, counted from the first; 0 never.
+
+        Returns the shard's FileRecord, relative to its folder, with tokens, documents and resets.
+        """
+        lengths = np.concatenate([np.empty(0, np.int64), *self._lengths])
+        ends = np.cumsum(lengths)
+        starts = (ends - lengths)[::reset_documents] if reset_documents else ends[:0]
+        starts = starts[starts < self._tokens]
+        # An empty document has no token to reset before: the next one takes the reset over.
+        resets = starts[np.diff(starts, prepend=-1) > 0]
+        padding = -self._tokens * self._dtype.itemsize % 8
+        for piece in (np.zeros(padding, np.uint8), ends.astype("<u8"), resets.astype("<u8")):
+            self._write(piece)
+        sizes = (self._tokens, len(ends), len(resets))
+        self._file.write(_TRAILER.pack(*sizes, self._checksum.digest(), MAGIC))
+        record = self._file.close(self._path.parent)
+        return record.as_json() | dict(zip(("tokens", "documents", "resets"), sizes, strict=True))
+
+    def _write(self, piece: np.ndarray) -> None:
+        data = memoryview(piece.view(np.uint8).data)
+        self._checksum.update(data)
+        self._file.write(data)
 
 
 def read_header(path: Path) -> Header:
-    """A shard's header; DataError when the file is not a whole shard of this version."""
+    """A shard's header and trailer; DataError when the file is not a whole shard."""
     try:
         with open(path, "rb") as stream:
-            raw = stream.read(HEADER_BYTES)
+            head = stream.read(HEADER_BYTES)
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - _TRAILER.size))
+            tail = stream.read()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; run prepare again or restore it") from None
-    if len(raw) < HEADER_BYTES or not raw.startswith(MAGIC):
-        raise DataError(f"{path} is not a shard: it begins {raw[:8]!r}, expected {MAGIC!r}")
-    header = Header._make(_HEADER.unpack_from(raw))
-    if header.version != VERSION or header.itemsize not in _DTYPES:
-        found = f"version {header.version}, {header.itemsize} bytes an id"
-        raise DataError(f"{path}: {found}; expected version {VERSION}: run prepare again")
-    expected, size = header.ends_at + 8 * (header.documents + header.resets), path.stat().st_size
-    if size != expected:
-        found = f"{size} bytes, its header implies {expected}"
+    if len(head) < HEADER_BYTES or not head.startswith(MAGIC):
+        hint = "a shard of another version, or none; run prepare again"
+        raise DataError(f"{path} begins {head[:8]!r}, expected {MAGIC!r}: {hint}")
+    if not tail.endswith(MAGIC) or len(tail) < _TRAILER.size:
+        raise DataError(f"{path} has no trailer; the shard was cut short or altered")
+    _, itemsize, _, vocab_size, fingerprint = _HEADER.unpack(head)
+    header = Header(itemsize, vocab_size, fingerprint, *_TRAILER.unpack(tail)[:4])
+    expected = header.ends_at + 8 * (header.documents + header.resets) + _TRAILER.size
+    if itemsize not in _DTYPES or size != expected:
+        found = f"{size} bytes, its trailer implies {expected}"
         raise DataError(f"{path}: {found}; the shard was cut short or altered")
     return header
 
@@ -122,6 +141,7 @@ class Split:
         self._ids: list[np.ndarray] = []
         self._ends: list[np.ndarray] = []
         self._resets: list[np.ndarray] = []
+        self._starts = np.zeros(1, np.int64)  # of each shard in the stream, and its end
 
     @classmethod
     def open(cls, folder: Path, name: str, manifest: dict[str, Any]) -> Split:
@@ -148,7 +168,7 @@ class Split:
         self.dtype = _DTYPES[header.itemsize]
         raw = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
         ids = raw[HEADER_BYTES : HEADER_BYTES + header.tokens * header.itemsize]
-        offsets = raw[header.ends_at :].view("<u8")
+        offsets = raw[header.ends_at : len(raw) - _TRAILER.size].view("<u8")
         self._ids.append(ids.view(self.dtype))
         self._ends.append(offsets[: header.documents])
         self._resets.append(offsets[header.documents :])
@@ -221,7 +241,7 @@ class Prepared:
         self.tokenizer_fingerprint: str = manifest["tokenizer"]["fingerprint"]
         self.vocab_size: int = manifest["tokenizer"]["vocab_size"]
         shards = [s for split in manifest["splits"].values() for s in split["shards"]]
-        listing = "".join(f"{s['path']} {s['sha256']}\n" for s in shards)
+        listing = "".join(f"{s['path']} {s['xxh3']}\n" for s in shards)
         self.fingerprint = hashlib.sha256(listing.encode()).hexdigest()
 
     @classmethod
@@ -238,7 +258,7 @@ class Prepared:
         manifest = read_manifest(folder / "manifest.json")
         if manifest.get("stage") != "prepare" or manifest.get("format") != 2:
             found = f"stage {manifest.get('stage')!r}, format {manifest.get('format')!r}"
-            raise DataError(f"{folder}: manifest of {found}; expected 'prepare', format 2; run prepare again")
+            raise DataError(f"{folder}: manifest of {found}; {_EXPECTED_MANIFEST}")
         records = [FileRecord.from_json(entry) for entry in manifest["outputs"]]
         if verify is None:
             verify = sum(record.size for record in records) < _HASH_BELOW_BYTES

@@ -18,7 +18,6 @@ import pyarrow as arrow
 
 from .keys import SPLITS
 
-PART_BYTES = 2**25  # of text
 _NUMBERS = {"split": np.uint8, "rank": np.uint64, "key0": np.uint64, "key1": np.uint64,
             "record": np.uint64}  # fmt: skip
 
@@ -39,6 +38,12 @@ class Documents:
         return len(self.split)
 
 
+def sorted_order(split: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """The order of a part's rows: by split, then by rank."""
+    order = np.argsort(rank, kind="stable")
+    return order[np.argsort(split[order], kind="stable")]
+
+
 def binary(raws: Sequence[bytes]) -> Any:
     """An Arrow array of texts."""
     offsets = np.zeros(len(raws) + 1, np.int32)
@@ -47,23 +52,18 @@ def binary(raws: Sequence[bytes]) -> Any:
     return arrow.Array.from_buffers(arrow.binary(), len(raws), buffers)
 
 
-def write_part(path: Path, documents: Documents) -> np.ndarray:
-    """Write a part; returns the order its rows were brought into: row i was document order[i]."""
-    order = np.argsort(documents.rank, kind="stable")
-    order = order[np.argsort(documents.split[order], kind="stable")]
-    columns = {"text": documents.text, "labels": documents.labels, "ids": documents.ids}
-    taken = {name: c.take(arrow.array(order)) for name, c in columns.items() if c is not None}
-    keys = documents.keys
-    numbers = [documents.split, documents.rank, keys[:, 0], keys[:, 1], documents.record]
-    for name, values in zip(_NUMBERS, numbers, strict=True):
-        taken[name] = arrow.array(np.ascontiguousarray(values[order]))
-    batch = arrow.record_batch(taken)
+def write_part(path: Path, documents: Documents) -> None:
+    """Write a part; its rows are in `sorted_order`."""
+    keys = np.ascontiguousarray(documents.keys.T)
+    numbers = [documents.split, documents.rank, keys[0], keys[1], documents.record]
+    columns = dict(zip(_NUMBERS, map(arrow.array, numbers), strict=True))
+    columns |= {"text": documents.text, "labels": documents.labels, "ids": documents.ids}
+    batch = arrow.record_batch({name: c for name, c in columns.items() if c is not None})
     beside = path.with_name(path.name + ".tmp")
     with arrow.OSFile(str(beside), "wb") as stream:
         with arrow.ipc.new_file(stream, batch.schema) as writer:
             writer.write_batch(batch)
     os.replace(beside, path)
-    return order
 
 
 class Part:

@@ -17,6 +17,7 @@ import torch
 
 from data_prep.errors import DataError, PipelineError, RecipeError
 from data_prep.manifest import versions
+from data_prep.tokenizers import vocabulary_limit
 from pipeline.heads.build import build_head
 from pipeline.models.build import build_backbone, parameter_count
 from pipeline.recipe import Recipe
@@ -56,7 +57,7 @@ def dry_run(recipe: Recipe) -> None:
 
 def meta_module(recipe: Recipe) -> TrainModule:
     """Backbone and head without memory; the vocabulary is the tokenizer section's."""
-    vocab_size = 256 if recipe.tokenizer.kind == "bytes" else recipe.tokenizer.vocab_size
+    vocab_size = vocabulary_limit(recipe.tokenizer)
     with torch.device("meta"):
         backbone = build_backbone(recipe.model, vocab_size, recipe.batch.window_tokens, {})
         return TrainModule(backbone, build_head(recipe.head, backbone))

@@ -20,7 +20,7 @@ class CleanConfig(Section):
         description="modern: entities, NFC, control characters; openai and nvidia: as the sources "
         "of the mLSTM did; none: as it is",
     )
-    strip_tags: bool = Field(default=False, description="replace HTML tags by a space, first of all")
+    strip_tags: bool = Field(default=False, description="replace HTML tags by spaces, first of all")
     collapse_whitespace: bool = Field(
         default=False, description="white space to single spaces, last of all"
     )
@@ -42,9 +42,7 @@ class CleanConfig(Section):
 class DuplicatesConfig(Section):
     """Which documents count as one; the first of them is kept."""
 
-    exact: bool = Field(
-        default=True, description="drop texts equal but for case and white space"
-    )
+    exact: bool = Field(default=True, description="drop texts equal but for case and white space")
     near: bool = Field(
         default=False, description="drop near duplicates too (MinHash LSH, verified)"
     )

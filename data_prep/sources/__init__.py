@@ -45,8 +45,9 @@ class ReadTask(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes to read; 0 where that is not known."""
-        path = Path(self.path)
-        return (self.stop - self.start) if self.stop else path.stat().st_size if path.is_file() else 0
+        if self.stop is not None:
+            return self.stop - self.start
+        return Path(self.path).stat().st_size if Path(self.path).is_file() else 0
 
 
 def source_files(source: Source) -> list[Path]:

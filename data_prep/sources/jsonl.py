@@ -7,10 +7,12 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Iterator
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from ..files import Lines, TooLong, read_lines
 from ..recipe.sources import JsonlSource
@@ -74,7 +76,7 @@ class _Reader:
     def rows(self, lines: Lines) -> Rows:
         try:
             found = self._decoder.decode_lines(lines.data)
-            records: list[int] = list(range(lines.first, lines.first + lines.total))
+            records = np.arange(lines.first, lines.first + lines.total)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             found = []
         if len(found) != lines.total:  # something is wrong, or there are blank lines
@@ -93,15 +95,14 @@ class _Reader:
         return [self._source.join_with.join(filter(None, part)) for part in parts]
 
     def _with_text(
-        self, found: list[Any], records: list[int], texts: list[str]
-    ) -> tuple[list[Any], list[int], list[str]]:
-        for record, text in zip(records, texts, strict=True):
-            if not text:
-                self._rejects.add(self._path, record, "no_text")
-        kept = [row for row in zip(found, records, texts, strict=True) if row[2]]
-        return [k[0] for k in kept], [k[1] for k in kept], [k[2] for k in kept]
+        self, found: list[Any], records: np.ndarray, texts: list[str]
+    ) -> tuple[list[Any], np.ndarray, list[str]]:
+        has_text = np.array(list(map(bool, texts)))
+        for record in records[~has_text].tolist():
+            self._rejects.add(self._path, record, "no_text")
+        return list(compress(found, texts)), records[has_text], list(filter(None, texts))
 
-    def _one_by_one(self, lines: Lines) -> tuple[list[Any], list[int]]:
+    def _one_by_one(self, lines: Lines) -> tuple[list[Any], np.ndarray]:
         found, records = [], []
         for number, line in enumerate(lines.data.split(b"\n")[: lines.total], lines.first):
             if not line.strip():
@@ -113,7 +114,7 @@ class _Reader:
             if row is not None:
                 found.append(row)
                 records.append(number)
-        return found, records
+        return found, np.array(records, np.int64)
 
     def _unusual(self, line: bytes, number: int) -> Any:
         """The row of a line that the strict decoder refuses; None when it is none."""
@@ -143,7 +144,7 @@ def _lenient(line: bytes) -> Any:
     first Amazon dumps hold; the exception when it is neither."""
     try:
         text = line.decode()
-        if text.lstrip().startswith(("{'", '{u\'')):
+        if text.lstrip().startswith(("{'", "{u'")):
             return ast.literal_eval(text.strip())
         return json.loads(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ..errors import DataError
 
 _SAMPLED_PER_REASON = 20
@@ -17,7 +19,7 @@ class Rows(NamedTuple):
     """A block of texts with the number of the record each came from (from 1, ascending)."""
 
     texts: list[str]
-    records: list[int]
+    records: np.ndarray  # int64
     labels: list[str | None] | None
     ids: list[str | None] | None
 

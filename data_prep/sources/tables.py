@@ -8,6 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import DataError
 from ..files import LONGEST_LINE, TooLong, read_lines
 from ..recipe.sources import CsvSource, FieldSource, ParquetSource
@@ -115,7 +117,7 @@ def select(
     label, name = source.label_field, source.id_field
     return Rows(
         texts,
-        [number for number, _ in kept],
+        np.array([number for number, _ in kept], np.int64),
         [as_text(row.get(label)) for _, row in kept] if label else None,
         [as_text(row.get(name)) for _, row in kept] if name else None,
     )

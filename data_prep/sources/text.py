@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from ..files import Lines, TooLong, read_lines, read_whole
 from ..recipe.sources import TextSource
 from .rows import Rejects, Rows
@@ -22,7 +24,7 @@ def read_plain(
     """The documents of a file; empty lines and paragraphs are no documents."""
     if source.document == "file":
         text = _decoded(path, 1, read_whole(path, tolerate_damage), rejects)
-        yield Rows([text] if text else [], [1] if text else [], None, None)
+        yield Rows([text] if text else [], np.arange(1, 2 if text else 1), None, None)
     elif source.document == "line":
         for lines in _blocks(path, span, tolerate_damage, rejects):
             yield _line_rows(path, lines, rejects)
@@ -49,7 +51,7 @@ def _line_rows(path: Path, lines: Lines, rejects: Rejects) -> Rows:
         raws = lines.data.split(b"\n")[: lines.total]
         found = [_decoded(path, n, raw, rejects) for n, raw in enumerate(raws, lines.first)]
     kept = [(t.rstrip("\r"), n) for n, t in enumerate(found, lines.first) if t and t != "\r"]
-    return Rows([text for text, _ in kept], [number for _, number in kept], None, None)
+    return Rows([text for text, _ in kept], np.array([n for _, n in kept], np.int64), None, None)
 
 
 def _paragraphs(path: Path, tolerate_damage: bool, rejects: Rejects) -> Iterator[Rows]:
@@ -67,9 +69,9 @@ def _paragraphs(path: Path, tolerate_damage: bool, rejects: Rejects) -> Iterator
             records.append(first)
         gathered = []
         if len(texts) >= _PARAGRAPHS_PER_BLOCK:
-            yield Rows(texts, records, None, None)
+            yield Rows(texts, np.array(records, np.int64), None, None)
             texts, records = [], []
-    yield Rows(texts, records, None, None)
+    yield Rows(texts, np.array(records, np.int64), None, None)
 
 
 def _numbered(path: Path, tolerate_damage: bool, rejects: Rejects) -> Iterator[tuple[int, bytes]]:

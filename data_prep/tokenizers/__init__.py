@@ -6,9 +6,10 @@ checkpoints to this very tokenizer.
 """
 
 from .base import CARD, Tokenizer, dtype_for
-from .make import load_tokenizer, train_tokenizer
+from .make import load_tokenizer, train_tokenizer, vocabulary_limit
 from .report import round_trip_report
 
 __all__ = [
     "CARD", "Tokenizer", "dtype_for", "load_tokenizer", "round_trip_report", "train_tokenizer",
+    "vocabulary_limit",
 ]  # fmt: skip

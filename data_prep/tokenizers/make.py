@@ -44,6 +44,13 @@ def train_tokenizer(config: AnyTokenizerConfig, texts: Iterable[str]) -> Tokeniz
     return train_word(config, texts)
 
 
+def vocabulary_limit(config: AnyTokenizerConfig) -> int:
+    """The most ids that the tokenizer of a recipe can have, known before it is trained."""
+    if isinstance(config, BytesTokenizerConfig | HfTokenizerConfig):
+        return train_tokenizer(config, ()).vocab_size
+    return config.vocab_size
+
+
 def load_tokenizer(folder: Path | str) -> Tokenizer:
     """The tokenizer saved in `folder`; DataError when it is missing or was altered."""
     folder = Path(folder)

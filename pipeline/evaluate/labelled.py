@@ -1,9 +1,8 @@
-"""Texts with a label or a rating, from CSV or JSON lines, plain, .gz or .xz."""
+"""Texts with a label or a rating, from CSV or JSON lines, plain or packed."""
 
 from __future__ import annotations
 
 import csv
-import glob
 import io
 import json
 from collections import Counter
@@ -13,8 +12,8 @@ from typing import Any, NamedTuple
 
 from data_prep.clean import clean
 from data_prep.errors import DataError
-from data_prep.recipe.data import CleanConfig, TextSource
-from data_prep.sources import read_documents
+from data_prep.files import PACKED, read_text
+from data_prep.recipe.data import CleanConfig
 
 
 class Labelled(NamedTuple):
@@ -36,16 +35,15 @@ def read_labelled(
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path} does not exist (seen from {Path.cwd()}): correct the path")
-    content = _content(path)
-    kind = path.name.removesuffix(".gz").removesuffix(".xz").rpartition(".")[2]
+    content = read_text(path)
+    kind = (path.stem if path.suffix in PACKED else path.name).rpartition(".")[2]
     if kind == "csv":
         rows = _csv(path, content)
     elif kind in ("jsonl", "json"):
         rows = _jsonl(path, content)
     else:
-        raise DataError(
-            f"{path}: labelled text is read from .csv or .jsonl files, plain, .gz or .xz"
-        )
+        hint = f"labelled text is read from .csv or .jsonl files, plain or {' '.join(PACKED)}"
+        raise DataError(f"{path}: {hint}")
     found = []
     for line, row in rows:
         place = f"{path}, line {line}"
@@ -59,11 +57,6 @@ def read_labelled(
         if text:
             found.append(Labelled(text, row[label_field], place))
     return found
-
-
-def _content(path: Path) -> str:
-    whole_file = TextSource(kind="text", path=glob.escape(str(path)), document="file")
-    return "".join(document.text for document in read_documents(whole_file))
 
 
 def _jsonl(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]:

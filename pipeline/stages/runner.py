@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -119,7 +120,7 @@ def move_aside(stage: Stage, recipe: Recipe) -> None:
 
 def _record(path: Path, base: Path) -> FileRecord:
     record = FileRecord.of(path)
-    return FileRecord(os.path.relpath(path, base), record.size, record.mtime_ns, record.sha256)
+    return replace(record, path=os.path.relpath(path, base))
 
 
 def _files(outputs: Sequence[Path]) -> list[Path]:
