@@ -97,7 +97,7 @@ class _SplitWriter:
         )
         origins = Origins([self._job.task.path], np.zeros(len(record), np.int32), record, *columns)
         origins.write(self._job.folder / shard.path.with_suffix(".parquet").name)
-        entry = shard.close(self._job.data.reset_documents)
+        entry = shard.close()
         self._closed.append({"split": self._split} | entry)
         self._shard = None
 

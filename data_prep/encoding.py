@@ -123,7 +123,7 @@ def encode_task(job: EncodeJob) -> dict[str, Any]:
         "split": SPLITS[job.split],
         "index": origins.write(job.scratch / f"{job.name}.parquet").as_json(),
         "counts": dict(counts),
-        **shard.close(job.data.reset_documents),
+        **shard.close(),
     }
 
 

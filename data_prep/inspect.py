@@ -28,7 +28,7 @@ def inspect(folder: Path | str, documents: int = 3, seed: int | None = None) -> 
     for name, entry in prepared.manifest["splits"].items():
         split = prepared.split(name)
         counts = f"{split.documents:,} documents, {split.tokens:,} tokens, {split.bytes:,} bytes"
-        print(f"{name:<12}{counts}, {_resets(entry):,} resets")
+        print(f"{name:<12}{counts}")
         for shard in entry["shards"]:
             header = read_header(prepared.folder / shard["path"])
             size = f"{header.itemsize} bytes an id, {header.tokens:,} tokens"
@@ -38,11 +38,6 @@ def inspect(folder: Path | str, documents: int = 3, seed: int | None = None) -> 
     if _draw_lengths(prepared.manifest["splits"], picture):
         print(f"picture     {picture}")
     _show_documents(prepared, tokenizer, documents, seed)
-
-
-def _resets(entry: dict[str, Any]) -> int:
-    """Resets of a split, from its manifest entry."""
-    return sum(shard["resets"] for shard in entry["shards"])
 
 
 def _show_lengths(splits: dict[str, Any]) -> None:

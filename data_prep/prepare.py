@@ -339,6 +339,7 @@ def _write_manifest(
         inputs,
         outputs,
         tokenizer=tokenizer,
+        reset_documents=plan.data.reset_documents,
         **asdict(findings),
         versions=versions(*_DISTRIBUTIONS),
         seconds=round(time.monotonic() - started, 3),

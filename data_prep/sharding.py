@@ -75,11 +75,11 @@ class DocumentShard:
         # Of the bytes of UTF-8, these continue a character; every other byte begins one.
         self._continued += int(np.count_nonzero(text < -64))
 
-    def close(self, reset_documents: int) -> dict[str, Any]:
+    def close(self) -> dict[str, Any]:
         """Put the shard in place; returns its record and counts, as plain values."""
         sample = np.concatenate(self._counted)[:_COUNTED_BYTES].view(np.uint8)
         return {
-            "shard": self._writer.close(reset_documents),
+            "shard": self._writer.close(),
             "bytes": self._text_bytes,
             "characters": self._text_bytes - self._continued,
             "histogram": np.bincount(sample, minlength=256).tolist(),

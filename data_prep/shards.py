@@ -1,8 +1,8 @@
 """Token shards: the one place that knows the bytes of the format.
 
-A shard is a 64-byte header, token ids, padding to 8 bytes, document ends and reset offsets
-(uint64 each, counted in tokens from the start of the shard) and a 48-byte trailer, all
-little-endian. Documents never straddle shards. `docs/data-format.md` describes the same for other
+A shard is a 64-byte header, token ids, padding to 8 bytes, document ends (uint64 each, counted in
+tokens from the start of the shard) and a 40-byte trailer, all little-endian. Documents never
+straddle shards. `docs/data-format.md` describes the same for other
 programs.
 """
 
@@ -11,8 +11,6 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import Sequence
-from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +26,7 @@ from .tokenizers import Tokenizer, load_tokenizer
 MAGIC = b"LMSHARD2"
 HEADER_BYTES = 64
 _HEADER = struct.Struct("<8sII Q32s8x")
-_TRAILER = struct.Struct("<QQQ16s8s")
+_TRAILER = struct.Struct("<QQ16s8s")
 _HASH_BELOW_BYTES = 2**30  # up to here a full check costs seconds, so it is always made
 _DTYPES: dict[int, np.dtype[Any]] = {n: np.dtype(f"<u{n}") for n in (1, 2, 4)}
 _EXPECTED_MANIFEST = "expected 'prepare', format 2: run prepare again"
@@ -43,12 +41,11 @@ class Header(NamedTuple):
     tokenizer_fingerprint: bytes
     tokens: int
     documents: int
-    resets: int
     payload_xxh3: bytes  # xxh3-128 of all between the two ends
 
     @property
     def ends_at(self) -> int:
-        """Where document ends begin, in bytes; the trailer follows them and the resets."""
+        """Where document ends begin, in bytes; the trailer follows them."""
         return HEADER_BYTES + -(-self.tokens * self.itemsize // 8) * 8
 
 
@@ -69,35 +66,31 @@ class ShardWriter:
     def add(self, ids: np.ndarray, lengths: np.ndarray) -> None:
         """Append documents: their ids one after another, and the length of each in ids.
 
-        DataError when an id is not below the vocabulary's size.
+        DataError when an id is not below the vocabulary's size, or a document has no token.
         """
         vocab_size = self._tokenizer.vocab_size
         if np.iinfo(ids.dtype).max >= vocab_size and len(ids) and int(ids.max()) >= vocab_size:
             what = f"token id {int(ids.max())} for a vocabulary of {vocab_size}"
             raise DataError(f"{self._path.name}: {what}; tokenizer and recipe disagree")
+        if len(lengths) and int(lengths.min()) < 1:
+            what = "a document without tokens, which no place in the stream could stand for"
+            raise DataError(f"{self._path.name}: {what}; give it a prefix, suffix or end")
         self._write(np.ascontiguousarray(ids, self._dtype))
         self._tokens += len(ids)
         self._lengths.append(lengths)
 
-    def close(self, reset_documents: int) -> dict[str, Any]:
-        """Write the index and put the shard in place. A recurrent state is reset before every
-        `reset_documents`-th document, counted from the first; 0 never.
+    def close(self) -> dict[str, Any]:
+        """Write the index and put the shard in place.
 
-        Returns the shard's FileRecord, relative to its folder, with tokens, documents and resets.
+        Returns the shard's FileRecord, relative to its folder, with tokens and documents.
         """
-        lengths = np.concatenate([np.empty(0, np.int64), *self._lengths])
-        ends = np.cumsum(lengths)
-        starts = (ends - lengths)[::reset_documents] if reset_documents else ends[:0]
-        starts = starts[starts < self._tokens]
-        # An empty document has no token to reset before: the next one takes the reset over.
-        resets = starts[np.diff(starts, prepend=-1) > 0]
-        padding = -self._tokens * self._dtype.itemsize % 8
-        for piece in (np.zeros(padding, np.uint8), ends.astype("<u8"), resets.astype("<u8")):
-            self._write(piece)
-        sizes = (self._tokens, len(ends), len(resets))
-        self._file.write(_TRAILER.pack(*sizes, self._checksum.digest(), MAGIC))
+        ends = np.cumsum(np.concatenate([np.empty(0, np.int64), *self._lengths]))
+        self._write(np.zeros(-self._tokens * self._dtype.itemsize % 8, np.uint8))
+        self._write(ends.astype("<u8"))
+        trailer = _TRAILER.pack(self._tokens, len(ends), self._checksum.digest(), MAGIC)
+        self._file.write(trailer)
         record = self._file.close(self._path.parent)
-        return record.as_json() | dict(zip(("tokens", "documents", "resets"), sizes, strict=True))
+        return record.as_json() | {"tokens": self._tokens, "documents": len(ends)}
 
     def _write(self, piece: np.ndarray) -> None:
         data = memoryview(piece.view(np.uint8).data)
@@ -121,8 +114,8 @@ def read_header(path: Path) -> Header:
     if not tail.endswith(MAGIC) or len(tail) < _TRAILER.size:
         raise DataError(f"{path} has no trailer; the shard was cut short or altered")
     _, itemsize, _, vocab_size, fingerprint = _HEADER.unpack(head)
-    header = Header(itemsize, vocab_size, fingerprint, *_TRAILER.unpack(tail)[:4])
-    expected = header.ends_at + 8 * (header.documents + header.resets) + _TRAILER.size
+    header = Header(itemsize, vocab_size, fingerprint, *_TRAILER.unpack(tail)[:3])
+    expected = header.ends_at + 8 * header.documents + _TRAILER.size
     if itemsize not in _DTYPES or size != expected:
         found = f"{size} bytes, its trailer implies {expected}"
         raise DataError(f"{path}: {found}; the shard was cut short or altered")
@@ -130,18 +123,24 @@ def read_header(path: Path) -> Header:
 
 
 class Split:
-    """One split as a single stream of tokens, memory-mapped from its shards."""
+    """One split as a single stream of tokens, memory-mapped from its shards.
 
-    def __init__(self, name: str, entry: dict[str, Any], vocab_size: int) -> None:
-        self.name, self.vocab_size = name, vocab_size
+    A recurrent state is reset before every `reset_documents`-th document of the stream, counted
+    from the first; never with 0.
+    """
+
+    def __init__(self, name: str, entry: dict[str, Any], vocab_size: int, resets: int) -> None:
+        self.name, self.vocab_size, self.reset_documents = name, vocab_size, resets
         self.documents: int = entry["documents"]
         self.bytes: int = entry["bytes"]  # of cleaned text as UTF-8, without framing
         self.characters: int = entry["characters"]
         self.dtype: np.dtype[Any] = np.dtype("u1")
         self._ids: list[np.ndarray] = []
         self._ends: list[np.ndarray] = []
-        self._resets: list[np.ndarray] = []
-        self._starts = np.zeros(1, np.int64)  # of each shard in the stream, and its end
+        # Of each shard in the stream, and the end of the last: tokens and documents before it.
+        self._starts = np.zeros(1, np.int64)
+        self._documents_before = np.zeros(1, np.int64)
+        self._made_views: dict[tuple[int, int], np.ndarray] = {}
 
     @classmethod
     def open(cls, folder: Path, name: str, manifest: dict[str, Any]) -> Split:
@@ -149,10 +148,11 @@ class Split:
         if name not in manifest["splits"]:
             raise DataError(f"{folder}: no split {name!r}; there are {list(manifest['splits'])}")
         entry, tokenizer = manifest["splits"][name], manifest["tokenizer"]
-        split = cls(name, entry, tokenizer["vocab_size"])
+        split = cls(name, entry, tokenizer["vocab_size"], manifest["reset_documents"])
         for shard in entry["shards"]:
             split._map(folder / shard["path"], tokenizer["fingerprint"])
         split._starts = np.array([0, *accumulate(map(len, split._ids))], np.int64)
+        split._documents_before = np.array([0, *accumulate(map(len, split._ends))], np.int64)
         if split.tokens != entry["tokens"]:
             what = f"{split.tokens} tokens, its manifest says {entry['tokens']}"
             raise DataError(f"{folder}, split {name}: {what}; run prepare again")
@@ -168,31 +168,59 @@ class Split:
         self.dtype = _DTYPES[header.itemsize]
         raw = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
         ids = raw[HEADER_BYTES : HEADER_BYTES + header.tokens * header.itemsize]
-        offsets = raw[header.ends_at : len(raw) - _TRAILER.size].view("<u8")
         self._ids.append(ids.view(self.dtype))
-        self._ends.append(offsets[: header.documents])
-        self._resets.append(offsets[header.documents :])
+        self._ends.append(raw[header.ends_at : len(raw) - _TRAILER.size].view("<u8"))
 
     @property
     def tokens(self) -> int:
         """Length of the stream."""
         return int(self._starts[-1])
 
-    @cached_property
+    @property
     def document_ends(self) -> np.ndarray:
         """(documents,) int64: the offset after each document's last token; all in memory."""
-        return self._shifted(self._ends)
+        shifted = zip(self._ends, self._starts, strict=False)
+        ends = [ends.astype(np.int64) + start for ends, start in shifted]
+        return np.concatenate([np.empty(0, np.int64), *ends])
 
-    @cached_property
-    def resets(self) -> np.ndarray:
-        """(resets,) int64: the offsets of the tokens before which a state is zeroed; all in
-        memory."""
-        return self._shifted(self._resets)
+    def resets(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """(len(starts), length) bool: True where a state is reset before a token of the windows
+        from each offset on. The stream is a circle, and its first token always is a reset."""
+        mask = np.zeros((len(starts), length), bool)
+        rows, columns = np.arange(len(starts)), np.zeros(len(starts), np.int64)
+        at = np.asarray(starts, np.int64)
+        while len(rows):
+            mask[rows[at == 0], columns[at == 0]] = True
+            shards = np.searchsorted(self._starts, at, "right") - 1
+            stops = np.minimum(at + length - columns, self._starts[shards + 1])
+            if self.reset_documents:
+                for shard in set(shards.tolist()):
+                    mine = shards == shard
+                    found, places = self._reset_documents(shard, at[mine], stops[mine])
+                    mask[rows[mine][found], columns[mine][found] + places] = True
+            columns = columns + stops - at
+            going_on = columns < length
+            at, rows, columns = stops[going_on] % self.tokens, rows[going_on], columns[going_on]
+        return mask
 
-    def _shifted(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        """Offsets within shards as offsets within the split."""
-        moved = [p.astype(np.int64) + s for p, s in zip(parts, self._starts, strict=False)]
-        return np.concatenate([np.empty(0, np.int64), *moved])
+    def _reset_documents(
+        self, shard: int, starts: np.ndarray, stops: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The ranges [start, stop) of a shard in which documents with a reset begin, one entry a
+        document, and the offset of its first token in the range."""
+        ends, base = self._ends[shard], self._starts[shard]
+        # Document i begins where i - 1 ends, and the first at 0.
+        first = np.searchsorted(ends, (starts - base).astype(np.uint64), "left") + 1
+        first[starts == base] = 0
+        last = np.searchsorted(ends, (stops - base).astype(np.uint64), "left") + 1
+        counts = np.maximum(last - first, 0)
+        ranges = np.repeat(np.arange(len(starts)), counts)
+        documents = np.arange(len(ranges)) - np.repeat(np.cumsum(counts) - counts, counts)
+        documents += first[ranges]
+        due = (documents + self._documents_before[shard]) % self.reset_documents == 0
+        ranges, documents = ranges[due], documents[due]
+        begins = np.where(documents > 0, ends[documents - 1].astype(np.int64), 0)
+        return ranges, begins + base - starts[ranges]
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """A copy of the ids from `start` to before `stop`; IndexError outside the split."""
@@ -213,16 +241,23 @@ class Split:
         shards = np.searchsorted(self._starts, starts, "right") - 1
         inside = starts + length <= self._starts[shards + 1]
         out = np.empty((len(starts), length), self.dtype)
-        for shard in np.unique(shards[inside]).tolist():
+        first = self._starts[shards]
+        for shard in set(shards[inside].tolist()):
             rows = np.flatnonzero(inside & (shards == shard))
-            views = sliding_window_view(self._ids[shard], length)
-            out[rows] = views[starts[rows] - self._starts[shard]]
+            out[rows] = self._views(shard, length)[starts[rows] - first[rows]]
         for row in np.flatnonzero(~inside).tolist():
             start = int(starts[row])
             stop = min(start + length, self.tokens)
             out[row, : stop - start] = self.read(start, stop)
             out[row, stop - start :] = self.read(0, start + length - stop)
         return self._checked(out)
+
+    def _views(self, shard: int, length: int) -> np.ndarray:
+        """(tokens - length + 1, length): every window of a shard, without a copy. Making the view
+        costs as much as reading a window, so it is kept."""
+        if (shard, length) not in self._made_views:
+            self._made_views[shard, length] = sliding_window_view(self._ids[shard], length)
+        return self._made_views[shard, length]
 
     def _checked(self, ids: np.ndarray) -> np.ndarray:
         """The ids; DataError when one is outside the vocabulary, which no model could look up."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -47,10 +48,14 @@ def _feistel(values: np.ndarray, bits: int, key: int) -> np.ndarray:
     mask = np.uint64((1 << bits) - 1)
     shift = np.uint64(bits)
     left, right = values >> shift, values & mask
-    for round_number in range(_ROUNDS):
-        round_key = np.uint64(derive_key(key, round_number))
+    for round_key in _round_keys(key):
         left, right = right, left ^ (_mix(right + round_key) & mask)
     return (left << shift) | right
+
+
+@lru_cache(maxsize=16)
+def _round_keys(key: int) -> list[np.uint64]:
+    return [np.uint64(derive_key(key, number)) for number in range(_ROUNDS)]
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

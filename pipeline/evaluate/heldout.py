@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from data_prep.errors import DataError
 from data_prep.shards import Split
-from pipeline.data.loader import reset_mask
 from pipeline.data.units import loss_units
 from pipeline.evaluate.model import LanguageModel
 
@@ -64,7 +63,7 @@ def _walk(model: LanguageModel, split: Split, rows: list[range], window: int) ->
         ids = np.zeros((len(pieces), longest + 1), np.int64)
         for row, piece in enumerate(pieces):
             ids[row, : len(piece) + 1] = split.read(piece.start, piece.stop + 1)
-        resets = reset_mask(split, np.array([piece.start for piece in pieces]), longest)
+        resets = split.resets(np.array([piece.start for piece in pieces]), longest)
         inputs, targets, zeroed = (
             torch.from_numpy(part).to(model.device) for part in (ids[:, :-1], ids[:, 1:], resets)
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data_prep.errors import DataError
 from data_prep.shards import Split
-from pipeline.data.loader import micro_batch, read_windows, reset_mask
+from pipeline.data.loader import micro_batch
 from pipeline.data.order import LaneOrder
 from pipeline.data.units import loss_units
 from pipeline.protocols import Engine
@@ -69,10 +69,9 @@ class Evaluator:
         padded = np.zeros(rows, dtype=np.int64)
         padded[: len(mine)] = mine
         starts = self._order.starts(step * self._order.lanes + padded)
-        resets = reset_mask(self._split, starts, self._order.window)
-        batch = micro_batch(
-            read_windows(self._split, starts, self._order.window), resets, slice(0, rows)
-        )
+        resets = self._split.resets(starts, self._order.window)
+        tokens = self._split.windows(starts, self._order.window + 1)
+        batch = micro_batch(tokens, resets, slice(0, rows))
         batch.weights[len(mine) :] = 0
         return batch.inputs, batch.targets, batch.weights, batch.resets
 

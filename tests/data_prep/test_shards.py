@@ -1,89 +1,54 @@
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.errors import DataError
-from data_prep.shards import HEADER_BYTES, ShardWriter, Split, read_header
+from data_prep.shards import HEADER_BYTES, Split, read_header
+from tests.shard_files import FINGERPRINT, write_shards
 
-FINGERPRINT = hashlib.sha256(b"tokenizer").hexdigest()
-Documents = list[tuple[list[int], bool]]
-
-
-def write(folder: Path, documents: Documents, vocab: int = 300, shard_tokens: int = 7) -> Any:
-    """The shards of `documents` and a manifest that lists them."""
-    dtype = np.dtype("<u2" if vocab > 256 else "u1")
-    writer = ShardWriter(folder, "train", FINGERPRINT, vocab, dtype, shard_tokens)
-    for ids, reset in documents:
-        writer.add(np.array(ids, dtype), reset)
-    shards = writer.close()
-    entry = {
-        "documents": len(documents),
-        "tokens": sum(len(ids) for ids, _ in documents),
-        "bytes": 0,
-        "characters": 0,
-        "shards": shards,
-    }
-    tokenizer = {"fingerprint": FINGERPRINT, "vocab_size": vocab}
-    return {"splits": {"train": entry}, "tokenizer": tokenizer}
+TRAILER_BYTES = 40
+ids_list = st.lists(st.integers(0, 255), min_size=1, max_size=12)
 
 
-ids_list = st.lists(st.integers(0, 255), max_size=12)
-
-
-@given(
-    documents=st.lists(st.tuples(ids_list, st.booleans()), max_size=12),
-    vocab=st.sampled_from([256, 300]),
-    data=st.data(),
-)
-def test_round_trip(documents: Documents, vocab: int, data: st.DataObject) -> None:
+@given(documents=st.lists(ids_list, max_size=12), vocab=st.sampled_from([256, 300]), data=st.data())
+def test_round_trip(documents: list[list[int]], vocab: int, data: st.DataObject) -> None:
     with TemporaryDirectory() as name:
-        split = Split.open(Path(name), "train", write(Path(name), documents, vocab))
-        stream = [token for ids, _ in documents for token in ids]
-        ends = np.cumsum([len(ids) for ids, _ in documents], dtype=np.int64)
+        manifest = write_shards(Path(name), documents, vocab)
+        split = Split.open(Path(name), "train", manifest)
+        stream = [token for ids in documents for token in ids]
+        ends = np.cumsum([len(ids) for ids in documents], dtype=np.int64)
         assert split.read(0, split.tokens).tolist() == stream
         assert split.document_ends.tolist() == ends.tolist()
         start = data.draw(st.integers(0, len(stream)))
         stop = data.draw(st.integers(start, len(stream)))
         assert split.read(start, stop).tolist() == stream[start:stop]
-        assert split.resets.tolist() == expected_resets(documents)
-
-
-def expected_resets(documents: Documents) -> list[int]:
-    """The reference: a reset due is paid at the next token that exists."""
-    resets, at, due = [], 0, False
-    for ids, reset in documents:
-        due = due or reset
-        if due and ids:
-            resets.append(at)
-            due = False
-        at += len(ids)
-    return resets
 
 
 def test_layout(tmp_path: Path) -> None:
-    write(tmp_path, [([1, 2, 299], True), ([], False), ([5, 6], True)])
+    write_shards(tmp_path, [[1, 2, 299], [5, 6]])
     raw = (tmp_path / "train-00000.shard").read_bytes()
-    assert raw[:8] == b"LMSHARD1"
-    fixed = np.frombuffer(raw[8:16], "<u4").tolist() + np.frombuffer(raw[16:48], "<u8").tolist()
-    assert fixed == [1, 2, 300, 5, 3, 2]
-    assert raw[48:80].hex() == FINGERPRINT
-    assert raw[80:112] == hashlib.sha256(raw[HEADER_BYTES:]).digest()
-    assert not any(raw[112:HEADER_BYTES])
-    ids, rest = raw[HEADER_BYTES : HEADER_BYTES + 10], raw[HEADER_BYTES + 16 :]
-    assert np.frombuffer(ids, "<u2").tolist() == [1, 2, 299, 5, 6]
-    assert np.frombuffer(rest, "<u8").tolist() == [3, 3, 5, 0, 3]
+    assert raw[:8] == raw[-8:] == b"LMSHARD2"
+    assert np.frombuffer(raw[8:16], "<u4").tolist() == [2, 0]
+    assert np.frombuffer(raw[16:24], "<u8").tolist() == [300]
+    assert raw[24:56].hex() == FINGERPRINT and not any(raw[56:HEADER_BYTES])
+    payload = raw[HEADER_BYTES:-TRAILER_BYTES]
+    assert np.frombuffer(payload[:10], "<u2").tolist() == [1, 2, 299, 5, 6]
+    assert not any(payload[10:16])
+    assert np.frombuffer(payload[16:], "<u8").tolist() == [3, 5]
+    trailer = raw[-TRAILER_BYTES:]
+    assert np.frombuffer(trailer[:16], "<u8").tolist() == [5, 2]
+    assert trailer[16:32] == xxhash.xxh3_128_digest(payload)
 
 
-def test_shards_close_at_document_ends(tmp_path: Path) -> None:
-    manifest = write(tmp_path, [([1] * 20, True), ([2] * 3, True), ([3] * 4, True), ([4], True)])
+def test_a_document_never_straddles_shards(tmp_path: Path) -> None:
+    manifest = write_shards(tmp_path, [[1] * 20, [2] * 3, [3] * 4, [4]])
     shards = manifest["splits"]["train"]["shards"]
     assert [(s["path"], s["tokens"], s["documents"]) for s in shards] == [
         ("train-00000.shard", 20, 1), ("train-00001.shard", 7, 2), ("train-00002.shard", 1, 1),
@@ -93,7 +58,7 @@ def test_shards_close_at_document_ends(tmp_path: Path) -> None:
 
 
 def test_read_gives_a_copy_and_keeps_its_bounds(tmp_path: Path) -> None:
-    split = Split.open(tmp_path, "train", write(tmp_path, [([1, 2, 3], True)]))
+    split = Split.open(tmp_path, "train", write_shards(tmp_path, [[1, 2, 3]]))
     split.read(0, 3)[:] = 9
     assert split.read(0, 3).tolist() == [1, 2, 3] and len(split.read(3, 3)) == 0
     for start, stop in ((-1, 2), (2, 1), (0, 4)):
@@ -101,27 +66,44 @@ def test_read_gives_a_copy_and_keeps_its_bounds(tmp_path: Path) -> None:
             split.read(start, stop)
 
 
-def test_ids_beyond_the_vocabulary_are_refused(tmp_path: Path) -> None:
+def test_what_no_shard_can_hold_is_refused_on_writing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="token id 300 for a vocabulary of 300"):
-        write(tmp_path, [([299], True), ([300], True)])
+        write_shards(tmp_path, [[299], [300]])
+    with pytest.raises(DataError, match="a document without tokens"):
+        write_shards(tmp_path, [[299], []])
+
+
+def test_ids_beyond_the_vocabulary_are_refused_on_reading(tmp_path: Path) -> None:
+    manifest = write_shards(tmp_path, [[1, 2, 3, 4]])
+    path = tmp_path / "train-00000.shard"
+    raw = bytearray(path.read_bytes())
+    raw[HEADER_BYTES + 2 : HEADER_BYTES + 4] = (300).to_bytes(2, "little")
+    path.write_bytes(raw)
+    split = Split.open(tmp_path, "train", manifest)
+    assert split.read(2, 4).tolist() == [3, 4]
+    with pytest.raises(DataError, match="token id 300 for a vocabulary of 300"):
+        split.read(0, 2)
+    with pytest.raises(DataError, match="token id 300 for a vocabulary of 300"):
+        split.windows(np.array([0, 1]), 2)
 
 
 @pytest.mark.parametrize(
     ("offset", "value", "words"),
     [
-        (0, b"X", "is not a shard"),
-        (8, b"\x02", "version 2"),
-        (12, b"\x03", "3 bytes an id"),
-        (24, b"\x09", "its header implies"),
-        (48, b"\x00", "the manifest names"),
+        (0, b"X", "expected b'LMSHARD2'"),
+        (7, b"1", "a shard of another version"),
+        (8, b"\x03", "its trailer implies"),
+        (-40, b"\x09", "its trailer implies"),
+        (-1, b"9", "has no trailer"),
+        (24, b"\x00", "the manifest names"),
         (17, b"\x00", "the manifest names"),
     ],
 )
 def test_header_mismatches(tmp_path: Path, offset: int, value: bytes, words: str) -> None:
-    manifest = write(tmp_path, [([1, 2, 3], True)])
+    manifest = write_shards(tmp_path, [[1, 2, 3]])
     path = tmp_path / "train-00000.shard"
     raw = bytearray(path.read_bytes())
-    raw[offset : offset + 1] = value
+    raw[offset] = value[0]
     path.write_bytes(raw)
     with pytest.raises(DataError, match=words) as caught:
         Split.open(tmp_path, "train", manifest)
@@ -129,15 +111,13 @@ def test_header_mismatches(tmp_path: Path, offset: int, value: bytes, words: str
 
 
 def test_short_missing_and_unlisted(tmp_path: Path) -> None:
-    manifest = write(tmp_path, [([1, 2, 3], True)])
+    manifest = write_shards(tmp_path, [[1, 2, 3]])
     path = tmp_path / "train-00000.shard"
     raw = path.read_bytes()
-    path.write_bytes(raw[:-1])
-    with pytest.raises(DataError, match="its header implies"):
-        read_header(path)
-    path.write_bytes(raw[:100])
-    with pytest.raises(DataError, match="is not a shard"):
-        read_header(path)
+    for size, words in ((-1, "has no trailer"), (50, "begins"), (0, "begins")):
+        path.write_bytes(raw[:size])
+        with pytest.raises(DataError, match=words):
+            read_header(path)
     path.unlink()
     with pytest.raises(DataError, match="No such file"):
         read_header(path)

@@ -13,27 +13,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.shards import Split
-from pipeline.data.loader import Batch, Loader, micro_batch, read_windows, reset_mask
+from pipeline.data.loader import Batch, Loader, micro_batch
 from pipeline.data.order import LaneOrder, ShuffledOrder
 from pipeline.data.units import loss_units
-from tests.pipeline.streams import Stream, random_stream, write_split
+from tests.pipeline.streams import Stream, random_stream, reset_points, write_split
 
-documents = st.lists(
-    st.tuples(st.lists(st.integers(0, 299), max_size=12), st.booleans()), min_size=1, max_size=9
-)
+documents = st.lists(st.lists(st.integers(0, 299), min_size=1, max_size=12), min_size=1, max_size=9)
 
 
 @settings(deadline=None)
 @given(documents=documents, data=st.data())
 def test_windows_equal_indexing_a_circular_list(documents: list, data: st.DataObject) -> None:
-    stream = [token for ids, _ in documents for token in ids]
+    stream = [token for ids in documents for token in ids]
     if len(stream) < 2:
         return
     window = data.draw(st.integers(1, len(stream) - 1))
     starts = data.draw(st.lists(st.integers(0, len(stream) - 1), min_size=1, max_size=6))
     with TemporaryDirectory() as folder:
         split = write_split(Path(folder), documents)
-        got = read_windows(split, np.array(starts), window)
+        got = split.windows(np.array(starts), window + 1)
     wanted = [[stream[(s + i) % len(stream)] for i in range(window + 1)] for s in starts]
     assert got.tolist() == wanted
 
@@ -42,18 +40,17 @@ def test_windows_equal_indexing_a_circular_list(documents: list, data: st.DataOb
 @given(documents=documents, data=st.data())
 def test_reset_mask_equals_looking_every_position_up(documents: list, data: st.DataObject) -> None:
     with TemporaryDirectory() as folder:
-        split = write_split(Path(folder), documents)
+        split = write_split(Path(folder), documents, data.draw(st.integers(0, 4)))
         if split.tokens < 2:
             return
         window = data.draw(st.integers(1, split.tokens - 1))
         starts = data.draw(st.lists(st.integers(0, split.tokens - 1), min_size=1, max_size=6))
-        got = reset_mask(split, np.array(starts), window)
+        got = split.resets(np.array(starts), window)
         assert got.tolist() == slow_mask(split, starts, window)
 
 
 def slow_mask(split: Split, starts: list[int], window: int) -> list[list[bool]]:
-    """The beginning of the stream is a reset point whether or not it is listed."""
-    points = {0, *split.resets.tolist()}
+    points = reset_points(split)
     return [[(s + i) % split.tokens in points for i in range(window)] for s in starts]
 
 
@@ -61,9 +58,7 @@ def slow_mask(split: Split, starts: list[int], window: int) -> list[list[bool]]:
 def test_a_lane_that_comes_round_to_the_beginning_is_reset(start: int) -> None:
     stream = Stream(np.arange(100, dtype="u2"), resets=[])  # reset_documents: 0
     walk = np.array([start, (start + 4) % 100])
-    assert reset_mask(stream, walk, 4).flatten().tolist() == [
-        (start + i) % 100 == 0 for i in range(8)
-    ]
+    assert stream.resets(walk, 4).flatten().tolist() == [(start + i) % 100 == 0 for i in range(8)]
 
 
 def flat(batch: Batch) -> list[torch.Tensor]:
