@@ -24,11 +24,10 @@ from typing import Any
 
 import psutil
 
-from .manifest import write_atomic
+from .manifest import create_new, write_atomic
 
 BEAT_SECONDS = 10.0
 DEAD_AFTER_SECONDS = 180.0  # without a beat, on another host
-_UNSIGNED_DEAD_AFTER_SECONDS = 15.0  # an owner that died between creating and signing its claim
 
 
 @dataclass(frozen=True)
@@ -44,13 +43,17 @@ class TaskFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        # Not the parents: when the scratch folder has been put in place, nothing may revive it.
+        folder.mkdir(exist_ok=True)
 
     def result(self, name: str) -> dict[str, Any] | None:
-        """What a finished task returned; None while it is not done."""
+        """What a finished task returned; None while it is not done. FileNotFoundError when the
+        whole folder is gone, because somebody has finished the stage."""
         try:
             return json.loads((self.folder / f"{name}.done").read_bytes())  # type: ignore[no-any-return]
         except FileNotFoundError:
+            if not self.folder.exists():
+                raise
             return None
 
     def claim(self, name: str) -> Claim | None:
@@ -61,10 +64,7 @@ class TaskFolder:
         if owner is not None and self._lives(owner):
             return None
         path = self.folder / f"{name}.claim-{generation + 1}"
-        try:
-            with open(path, "x") as stream:
-                stream.write(json.dumps(_this_process()))
-        except FileExistsError:
+        if not create_new(path, json.dumps(_this_process())):
             return None
         if self.result(name) is not None:  # its owner finished while this one was looking
             path.unlink()
@@ -77,7 +77,7 @@ class TaskFolder:
         if path is None or not self._lives(path):
             return None
         signed = _signature(path)
-        return f"process {signed['pid']} on {signed['host'].split()[0]}" if signed else "a process"
+        return f"process {signed['pid']} on {signed['host'].split()[0]}"
 
     def finish(self, claim: Claim, result: dict[str, Any]) -> bool:
         """Record a task as done. False when another process has taken it over meanwhile, because
@@ -99,8 +99,6 @@ class TaskFolder:
             signed, beat = _signature(path), path.stat().st_mtime
         except FileNotFoundError:  # its task has just been finished
             return False
-        if signed is None:
-            return self._now() - beat < _UNSIGNED_DEAD_AFTER_SECONDS
         if signed["host"] == _host():
             return _runs(signed["pid"], signed["started"])
         return self._now() - beat < DEAD_AFTER_SECONDS
@@ -136,11 +134,8 @@ def beating(claim: Claim) -> Iterator[None]:
         thread.join()
 
 
-def _signature(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_bytes())  # type: ignore[no-any-return]
-    except ValueError:
-        return None
+def _signature(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_bytes())  # type: ignore[no-any-return]
 
 
 def _this_process() -> dict[str, Any]:

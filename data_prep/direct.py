@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,8 @@ class ShardSink:
 
     def __init__(self, job: ReadJob) -> None:
         self._job = job
-        self._writers = [_SplitWriter(job, split) for split in SPLITS]
+        tokenizer = load_tokenizer(job.folder.parents[1] / "tokenizer")
+        self._writers = [_SplitWriter(job, split, tokenizer) for split in SPLITS]
 
     def add(self, batch: Batch) -> None:
         """Take documents, each to the shard of its split."""
@@ -65,10 +65,10 @@ class ShardSink:
 
 
 class _SplitWriter:
-    def __init__(self, job: ReadJob, split: str) -> None:
+    def __init__(self, job: ReadJob, split: str, tokenizer: Tokenizer) -> None:
         self._job, self._split = job, split
         self._scratch = job.folder.parents[1]
-        self._tokenizer = _tokenizer(self._scratch / "tokenizer")
+        self._tokenizer = tokenizer
         self._shard: DocumentShard | None = None
         self._closed: list[dict[str, Any]] = []
         self.documents = 0
@@ -137,8 +137,3 @@ def index_task(job: IndexJob) -> dict[str, Any]:
     record = arrow.array(table["record"].to_numpy() + np.uint64(job.before), arrow.uint64())
     table = table.set_column(table.schema.get_field_index("record"), "record", record)
     return {"index": write_index(table, job.target).as_json(), "counts": {}}
-
-
-@lru_cache(maxsize=1)
-def _tokenizer(folder: Path) -> Tokenizer:
-    return load_tokenizer(folder)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as arrow
@@ -47,10 +47,20 @@ class PartOrigin:
         return [train * self.weight, *others]
 
 
+class Opened(NamedTuple):
+    """The parts of the spool, the rows dropped of them by kind, and the tokenizer."""
+
+    parts: list[Part]
+    dropped: dict[str, Dropped]
+    tokenizer: Tokenizer
+
+
 @dataclass(frozen=True)
 class EncodeJob:
-    """Shard `number` of a split: the documents with ranks in [low, high]."""
+    """Shard `number` of a split: the documents with ranks in [low, high]. `run` names the run, so
+    that nothing that an earlier one opened is taken for its own."""
 
+    run: str
     data: DataConfig
     scratch: Path
     duplicates: Path
@@ -64,6 +74,11 @@ class EncodeJob:
     def name(self) -> str:
         """The name of task and shard."""
         return f"{SPLITS[self.split]}-{self.number:05d}"
+
+    def open(self) -> Opened:
+        """What the task reads."""
+        paths = tuple(origin.path for origin in self.origins)
+        return _opened(self.run, paths, self.duplicates, self.scratch / "tokenizer")
 
 
 def plan_shards(
@@ -116,7 +131,7 @@ def encode_task(job: EncodeJob) -> dict[str, Any]:
         documents.labels,
         documents.ids,
     )
-    shard = DocumentShard(job.scratch / f"{job.name}.shard", _tokenizer(job.scratch / "tokenizer"))
+    shard = DocumentShard(job.scratch / f"{job.name}.shard", job.open().tokenizer)
     for first in range(0, len(documents), _ENCODED_AT_ONCE):
         shard.add(documents.text.slice(first, _ENCODED_AT_ONCE).to_pylist())
     return {
@@ -153,13 +168,12 @@ def _train_bytes(part: Part) -> int:
 
 def _gather(job: EncodeJob, counts: Counter[str]) -> tuple[Documents, np.ndarray]:
     """The documents of a shard in their order, and the part each came from."""
-    parts = _parts(tuple(origin.path for origin in job.origins))
-    exact, near = _dropped(job.duplicates)
+    opened = job.open()
     pieces, numbers, weights = [], [], []
-    for part, origin in zip(parts, job.origins, strict=True):
+    for part, origin in zip(opened.parts, job.origins, strict=True):
         span = part.rows(job.split, job.low, job.high)
         rows = np.arange(span.start, span.stop)
-        for kind, dropped in (("exact", exact), ("near", near)):
+        for kind, dropped in opened.dropped.items():
             left = dropped.without(part.number, rows)
             counts[f"dropped_{kind}_duplicate"] += len(rows) - len(left)
             rows = left
@@ -243,15 +257,7 @@ def _text_bytes(text: Any) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _parts(paths: tuple[Path, ...]) -> list[Part]:
-    return open_parts(paths)
-
-
-@lru_cache(maxsize=1)
-def _tokenizer(folder: Path) -> Tokenizer:
-    return load_tokenizer(folder)
-
-
-@lru_cache(maxsize=1)
-def _dropped(folder: Path) -> tuple[Dropped, Dropped]:
-    return Dropped(folder, "exact"), Dropped(folder, "near")
+def _opened(run: str, paths: tuple[Path, ...], duplicates: Path, tokenizer: Path) -> Opened:
+    """What every task of a run reads, opened once by each process."""
+    dropped = {kind: Dropped(duplicates, kind) for kind in ("exact", "near")}
+    return Opened(open_parts(paths), dropped, load_tokenizer(tokenizer))

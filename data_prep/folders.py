@@ -19,7 +19,7 @@ from typing import Any
 
 from .claims import Claim, TaskFolder, beating
 from .errors import DataError, RecipeError
-from .manifest import read_manifest
+from .manifest import create_new, read_manifest
 
 PLAN = "plan.json"
 WORK = "work"
@@ -48,17 +48,14 @@ def open_scratch(folder: Path, plan: dict[str, Any]) -> Path:
     another thing there.
     """
     scratch = folder.with_name(folder.name + ".tmp")
-    scratch.mkdir(parents=True, exist_ok=True)
+    (scratch / WORK).mkdir(parents=True, exist_ok=True)
     _refuse_in_the_way(scratch)
     path = scratch / PLAN
     while True:
-        try:
-            with open(path, "x") as stream:
-                stream.write(json.dumps(plan, ensure_ascii=False))
+        if create_new(path, json.dumps(plan, ensure_ascii=False)):
             return scratch
-        except FileExistsError:
-            if (found := _read_plan(path)) == plan:
-                return scratch
+        if (found := _read_plan(path)) == plan:
+            return scratch
         _refuse_company(scratch)
         _clear(scratch, keep_read=found.get("read") == plan["read"])
 
@@ -82,6 +79,12 @@ def company(scratch: Path) -> str | None:
     names = {path.name.partition(".")[0] for path in runs.folder.glob("run-*")}
     owners = (runs.owner(name) for name in names)
     return next((owner for owner in owners if owner), None)
+
+
+def leave(scratch: Path) -> None:
+    """Delete a scratch folder that turned out not to be needed, unless somebody is in it."""
+    if company(scratch) is None:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def put_in_place(scratch: Path, folder: Path) -> Path | None:

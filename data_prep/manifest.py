@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +31,19 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(beside, path)
+
+
+def create_new(path: Path, text: str) -> bool:
+    """Create a file with its content at once; False when it is there already, whoever made it."""
+    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    beside.write_text(text)
+    try:
+        os.link(beside, path)
+    except FileExistsError:
+        return False
+    finally:
+        beside.unlink()
+    return True
 
 
 class HashedFile:
@@ -100,7 +114,7 @@ class FileRecord:
     def from_json(cls, record: dict[str, Any]) -> FileRecord:
         """The record in a manifest entry, which may hold more; DataError when a field lacks."""
         try:
-            hashes = {name: record[name] for name in ("sha256", "xxh3") if name in record}
+            hashes = {name: record[name] for name in ("sha256", "xxh3") if record.get(name)}
             if len(hashes) == 1:
                 return cls(record["path"], record["size"], record["mtime_ns"], **hashes)
             raise KeyError

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,17 +133,17 @@ def _in_turn(tasks: list[Task], attempt: Callable[[Task], bool]) -> None:
 def _in_parallel(
     pool: ProcessPoolExecutor, phase: TaskFolder, tasks: list[Task], work: Work, bar: Bar
 ) -> None:
-    running: dict[Future[bool], Task] = {}
-    for task in tasks:
-        running[pool.submit(_attempt, phase.folder, task, work)] = task
-    while running:
-        finished, _ = wait(running, _POLL_SECONDS, FIRST_COMPLETED)
-        bar.update()
-        for future in finished:
-            task = running.pop(future)
-            if not future.result():  # another process has it: look again later
-                time.sleep(_POLL_SECONDS)
-                running[pool.submit(_attempt, phase.folder, task, work)] = task
+    while tasks:
+        running = {pool.submit(_attempt, phase.folder, task, work): task for task in tasks}
+        busy = []  # another process has them: to be looked at again later
+        while running:
+            finished, _ = wait(running, _POLL_SECONDS, FIRST_COMPLETED)
+            bar.update()
+            for future in finished:
+                task = running.pop(future)
+                busy += [] if future.result() else [task]
+        tasks = busy
+        time.sleep(_POLL_SECONDS if busy else 0)
 
 
 def _await_others(phase: TaskFolder, title: str, tasks: list[Task]) -> None:

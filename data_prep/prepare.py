@@ -15,6 +15,7 @@ has changed it is moved to `FOLDER.superseded-N` and a new one is made.
 from __future__ import annotations
 
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -31,6 +32,7 @@ from .findings import check_read, gather_findings
 from .folders import (
     WORK,
     clear_work,
+    leave,
     open_scratch,
     presence,
     put_in_place,
@@ -116,7 +118,11 @@ def prepare_tree(
         plan = Plan(data, tokenizer, scratch, workers or _default_workers(data), share)
         try:
             with presence(scratch):
-                manifest = _build(plan, folder)
+                # Another process may have finished between the first look and this one.
+                late = not force and _status(data, tokenizer) is None
+                manifest = None if late else _build(plan, folder)
+            if late:
+                leave(scratch)
         except FileNotFoundError:
             # Another process finished and renamed the scratch folder under our feet.
             if scratch.exists() or _status(data, tokenizer) is not None:
@@ -269,7 +275,8 @@ def _encode(
     ranks = [origin.first_rank for origin in origins]
     shards = plan_shards(data, sizes, ranks, data.shard_tokens * bytes_per_token)
     duplicates = plan.work("duplicates")
-    jobs = [EncodeJob(data, plan.scratch, duplicates, origins, *shard) for shard in shards]
+    run = uuid.uuid4().hex
+    jobs = [EncodeJob(run, data, plan.scratch, duplicates, origins, *shard) for shard in shards]
     size = sum(map(sum, sizes)) / max(1, len(jobs))
     return _run(plan, "encoding", "encode", jobs, encode_task, lambda _: int(size))
 

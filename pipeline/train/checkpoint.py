@@ -15,7 +15,6 @@ import json
 import re
 import shutil
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ def commit(checkpoints: Path, tag: str, keep_last: int) -> None:
     # Every rank hashes its share of the files.
     mine = agree(
         lambda: [
-            asdict(FileRecord.of(path, relative_to=folder))
+            FileRecord.of(path, relative_to=folder).as_json()
             for path in files[rank() :: world_size()]
         ]
     )

@@ -95,7 +95,8 @@ def test_csv_and_json_lines_read_alike(tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_text(
         'label,text\r\nyes,"two\n\nlines, ""quoted"""\r\nno,<b>bold</b>\r\n'
     )
-    found = read_labelled(tmp_path / "r.csv", "text", "label", CleanConfig())
+    cleaning = CleanConfig(strip_tags=True, collapse_whitespace=True)
+    found = read_labelled(tmp_path / "r.csv", "text", "label", cleaning)
     assert [row[:2] for row in found] == [('two lines, "quoted"', "yes"), ("bold", "no")]
     rows = [
         {"text": 'two\n\nlines, "quoted"', "label": "yes"},
@@ -103,7 +104,7 @@ def test_csv_and_json_lines_read_alike(tmp_path: Path) -> None:
     ]
     with gzip.open(tmp_path / "r.jsonl.gz", "wt") as out:
         out.write("\n".join(json.dumps(row) for row in rows))
-    again = read_labelled(tmp_path / "r.jsonl.gz", "text", "label", CleanConfig())
+    again = read_labelled(tmp_path / "r.jsonl.gz", "text", "label", cleaning)
     assert [row[:2] for row in again] == [row[:2] for row in found]
     with pytest.raises(DataError, match="read from .csv or .jsonl"):
         (tmp_path / "r.tsv").write_text("a\tb\n")
