@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from pipeline.report import numbers as show
-from pipeline.report.document import Block, Section, Table
+from pipeline.report.document import Block, Picture, Section, Table
+from pipeline.report.figures import Axis, Curve, draw
 from pipeline.report.load import RunData
+
+_LENGTHS = 64  # powers of two at most
 
 
 def data_section(run: RunData) -> Section:
@@ -14,16 +19,32 @@ def data_section(run: RunData) -> Section:
     sources = run.setting("data.sources") or []
     blocks: list[Block] = [
         Table(
-            ["source", "kind", "text"],
-            [[s["path"], s["kind"], s.get("text_field") or s.get("document", "")] for s in sources],
-            words=3,
+            ["source", "kind", "text", "licence as stated"],
+            [
+                [
+                    _listed(s["path"]),
+                    s["kind"],
+                    _listed(s.get("text_field") or s.get("document")),
+                    s.get("licence", "unknown"),
+                ]
+                for s in sources
+            ],
+            words=4,
         )
     ]
     if splits := run.data.get("splits"):
         blocks.append(_splits(splits))
+        if picture := _lengths(splits):
+            blocks.append(picture)
     if counts := run.data.get("counts"):
-        rows = [[name.replace("_", " "), show.count(number)] for name, number in counts.items()]
-        blocks.append(Table(["cleaning: read, changed or dropped", "documents"], rows))
+        rows = [
+            [group, name.replace("_", " "), show.count(number)]
+            for group, found in counts.items()
+            for name, number in found.items()
+        ]
+        blocks.append(Table(["documents", "what", "count"], rows, words=2))
+    if leaks := run.data.get("leaks"):
+        blocks.append(_leaks(leaks))
     return Section("Text", blocks)
 
 
@@ -66,6 +87,34 @@ def _splits(splits: dict[str, dict[str, Any]]) -> Table:
     return Table(header, rows)
 
 
+def _lengths(splits: dict[str, dict[str, Any]]) -> Picture | None:
+    """How long the documents of each split are."""
+    curves = []
+    for name, split in splits.items():
+        counts = np.array(split.get("documents_by_log2_tokens", []), float)
+        if counts.sum():
+            curves.append(Curve(name, np.arange(len(counts)), counts / counts.sum(), "points"))
+    x = Axis("tokens in a document: from 2 to this power, to twice as many")
+    y = Axis("share of the split's documents", zero=True)
+    return draw("lengths", "Length of documents", x, y, curves, _LENGTHS)
+
+
+def _leaks(leaks: dict[str, dict[str, Any]]) -> Table:
+    rows = [
+        [name, *(show.count(found[key]) for key in
+                 ("examples", "examples_found", "too_short", "overlapping_documents")),
+         "removed" if found["removed"] else "kept"]
+        for name, found in leaks.items()
+    ]  # fmt: skip
+    header = ["evaluation set", "examples", "found in the text", "too short to look for",
+              "documents that overlap", "these were"]  # fmt: skip
+    return Table(header, rows)
+
+
+def _listed(value: str | list[str] | None) -> str:
+    return value if isinstance(value, str) else ", ".join(value or [])
+
+
 def _steps(run: RunData) -> int | None:
     return run.setting("run.steps")
 
@@ -84,7 +133,7 @@ def _described(section: dict[str, Any] | None) -> str:
         return show.DASH
     facts = [str(section["kind"])] if "kind" in section else []
     for key, value in section.items():
-        if key in ("kind", "fingerprint", "folder") or value is None:
+        if key in ("kind", "fingerprint", "folder", "report") or value is None:
             continue
         text = _described(value) if isinstance(value, dict) else show.general(value)
         facts.append(f"{key.replace('_', ' ')} {text}")

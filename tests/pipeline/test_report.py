@@ -84,12 +84,27 @@ def _write(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content))
 
 
-_SPLIT = {"documents": 9000, "tokens": 1_234_567, "bytes": 1_200_000, "characters": 1_190_000}
+_SPLIT = {"documents": 9000, "tokens": 1_234_567, "bytes": 1_200_000, "characters": 1_190_000,
+          "documents_by_log2_tokens": [0, 10, 3000, 5000, 990]}  # fmt: skip
 _HELD_OUT = _SPLIT | {"documents": 180, "unigram_bits_per_byte": 4.5}
 PREPARED = {
     "splits": {"train": _SPLIT, "validation": _HELD_OUT, "test": _HELD_OUT},
     "tokenizer": {"kind": "bytes", "vocab_size": 256, "fingerprint": "ab" * 32},
-    "counts": {"rows": 9400, "too_short": 40},
+    "counts": {
+        "records": {"read": 9400},
+        "rejected": {},
+        "dropped": {"too_short": 40},
+        "changed": {},
+    },
+    "leaks": {
+        "sst": {
+            "examples": 1821,
+            "examples_found": 3,
+            "too_short": 12,
+            "overlapping_documents": 4,
+            "removed": True,
+        }
+    },
 }
 FILES: dict[str, Any] = {
     "env.json": {
@@ -163,7 +178,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
 def test_page_parses_and_loads_nothing(full: tuple[Path, str, str]) -> None:
     page = Page(full[1])
     assert page.open == []
-    assert len(page.addresses) == 5
+    assert len(page.addresses) == 6
     assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
     assert not re.search(r"https?://|@import|url\(|<script|<link", full[1])
     assert 'name="viewport"' in full[1]
@@ -201,5 +216,5 @@ def test_hostile_sample_is_text_not_markup(full: tuple[Path, str, str]) -> None:
 
 def test_markdown_pictures_are_files(full: tuple[Path, str, str]) -> None:
     links = re.findall(r"!\[.*?\]\((.*?)\)", full[2])
-    assert len(links) == 5
+    assert len(links) == 6
     assert all((full[0] / link).read_bytes().startswith(b"\x89PNG") for link in links)
