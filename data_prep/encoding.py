@@ -142,11 +142,12 @@ def encode_task(job: EncodeJob) -> dict[str, Any]:
     }
 
 
-def sample_texts(parts: Sequence[Part], duplicates: Path, megabytes: float) -> Iterator[str]:
-    """A random sample of the train split, about `megabytes` of it; the same one however files
-    are named and cut, because the hashes of the texts decide."""
-    sizes = [_train_bytes(part) for part in parts]
-    share = min(1.0, megabytes * 1e6 / max(1, sum(sizes)))
+def sample_texts(
+    parts: Sequence[Part], duplicates: Path, megabytes: float, train_bytes: int
+) -> Iterator[str]:
+    """A random sample, about `megabytes`, of the `train_bytes` of the train split; the same one
+    however files are named and cut, because the hashes of the texts decide."""
+    share = min(1.0, megabytes * 1e6 / max(1, train_bytes))
     limit = np.uint64(min(int(share * _FULL), _FULL - 1))
     found: list[tuple[int, bytes]] = []
     exact, near = Dropped(duplicates, "exact"), Dropped(duplicates, "near")
@@ -159,11 +160,6 @@ def sample_texts(parts: Sequence[Part], duplicates: Path, megabytes: float) -> I
     found.sort()
     for _, text in found:
         yield text.decode()
-
-
-def _train_bytes(part: Part) -> int:
-    rows = np.flatnonzero(part.split == 0)
-    return len(_text_bytes(part.take(rows).text))
 
 
 def _gather(job: EncodeJob, counts: Counter[str]) -> tuple[Documents, np.ndarray]:

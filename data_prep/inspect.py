@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as parquet
 
-from .errors import DataError, RecipeError
+from .errors import DataError
 from .shards import Prepared, read_header
 from .tokenizers import Tokenizer
 
@@ -74,8 +74,10 @@ def _draw_lengths(splits: dict[str, Any], path: Path) -> bool:
     try:
         figure.savefig(path, dpi=120)
     except OSError as error:
-        raise RecipeError(f"cannot write {path} ({error.strerror}): copy the folder") from None
-    plot.close(figure)
+        print(f"picture     none: cannot write {path} ({error.strerror})")
+        return False
+    finally:
+        plot.close(figure)
     return True
 
 

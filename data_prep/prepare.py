@@ -17,8 +17,9 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ from .manifest import (
     write_manifest,
 )
 from .pool import ALL, Share, Task, available_cores, disk_errors, run_tasks
-from .reading import ReadJob, Sink, evaluation_texts, read_task
+from .reading import ReadJob, Sink, evaluation_texts, first_texts, read_task
 from .recipe.data import DataConfig
 from .recipe.loader import read_tree, validate
 from .recipe.tokenizer import AnyTokenizerConfig, validate_tokenizer
@@ -190,7 +191,7 @@ def _build(plan: Plan, folder: Path) -> dict[str, Any] | None:
     started = time.monotonic()
     _index_leaks(plan)
     if goes_directly(plan.data, plan.tokenizer):
-        tokenizer = _make_tokenizer(plan, [])
+        tokenizer = _make_tokenizer(plan, lambda _: first_texts(plan.data, _REPORTED_TEXTS))
         read = _read(plan, ShardSink)
         check_read(plan.data, read)
         shards = _index(plan, read)
@@ -199,7 +200,7 @@ def _build(plan: Plan, folder: Path) -> dict[str, Any] | None:
         check_read(plan.data, read)
         parts = part_files(plan.work("read"), read)
         _find_twins(plan, parts, sum(sum(result["documents"]) for result in read))
-        tokenizer = _make_tokenizer(plan, parts)
+        tokenizer = _make_tokenizer(plan, partial(_sample, plan, parts, read))
         shards = _encode(plan, read, tokenizer["bytes_per_token"])
     return _finish(plan, folder, read, shards, tokenizer, started)
 
@@ -250,13 +251,20 @@ def _find_twins(plan: Plan, parts: Sequence[Path], documents: int) -> None:
     _run(plan, "near duplicates", "duplicates", near, find_duplicates, share)
 
 
-def _make_tokenizer(plan: Plan, parts: Sequence[Path]) -> dict[str, Any]:
-    """Train and save the tokenizer; returns its round-trip report."""
+def _sample(
+    plan: Plan, parts: Sequence[Path], read: Sequence[dict[str, Any]], megabytes: float
+) -> Iterable[str]:
+    train_bytes = sum(part["bytes"][0] for result in read for part in result["parts"].values())
+    return sample_texts(open_parts(parts), plan.work("duplicates"), megabytes, train_bytes)
+
+
+def _make_tokenizer(plan: Plan, sample_of: Callable[[float], Iterable[str]]) -> dict[str, Any]:
+    """Train the tokenizer on a sample of so many megabytes, and save it; returns its round-trip
+    report."""
 
     def make() -> dict[str, Any]:
         config, began = plan.tokenizer, time.monotonic()
-        megabytes = getattr(config, "sample_megabytes", _REPORTED_MEGABYTES)
-        sample = list(sample_texts(open_parts(parts), plan.work("duplicates"), megabytes))
+        sample = list(sample_of(getattr(config, "sample_megabytes", _REPORTED_MEGABYTES)))
         tokenizer = train_tokenizer(config, sample)
         tokenizer.save(plan.scratch / "tokenizer")
         report = round_trip_report(tokenizer, sample[:_REPORTED_TEXTS])

@@ -98,6 +98,18 @@ def evaluation_texts(data: DataConfig) -> dict[str, list[bytes]]:
     return found
 
 
+def first_texts(data: DataConfig, count: int) -> list[str]:
+    """The first documents of the corpus, cleaned."""
+    found: list[str] = []
+    for task in plan_tasks(data.sources):
+        rejects = Rejects()
+        for rows in read_rows(task, data.sources[task.source], rejects, data.allow_truncated):
+            found += filter(None, clean_texts(rows.texts, data.clean, Counter()))
+            if len(found) >= count:
+                return found[:count]
+    return found
+
+
 class _Cleaner:
     """Rows to the documents that are left of them, counting what is changed and dropped."""
 
