@@ -88,17 +88,22 @@ class Dropped:
         paths = sorted(folder.glob(f"{kind}-*.npy"))
         self._lists = [np.load(path, mmap_mode="r") for path in paths]
 
-    def rows(self, part: int) -> np.ndarray:
-        """(rows,) of a part, ascending and distinct."""
+    def rows(self, part: int, span: slice = slice(0, None)) -> np.ndarray:
+        """(rows,) of a part, within a span of its rows: ascending and distinct."""
         found = [np.empty(0, np.int64)]
         for rows in self._lists:
             first, last = np.searchsorted(rows["part"], [part, part + 1])
-            found.append(rows["row"][first:last].astype(np.int64))
+            of_part = rows["row"][first:last]
+            start = np.searchsorted(of_part, span.start)
+            stop = len(of_part) if span.stop is None else np.searchsorted(of_part, span.stop)
+            found.append(of_part[start:stop].astype(np.int64))
         return np.unique(np.concatenate(found))
 
     def without(self, part: int, rows: np.ndarray) -> np.ndarray:
         """The rows of a part, ascending and distinct, that are not dropped."""
-        dropped = self.rows(part)
+        if not len(rows):
+            return rows
+        dropped = self.rows(part, slice(int(rows[0]), int(rows[-1]) + 1))
         return np.setdiff1d(rows, dropped, assume_unique=True) if len(dropped) else rows
 
 
@@ -169,6 +174,7 @@ def _in_range(
             rows = np.flatnonzero((high * np.uint64(job.ranges)) >> np.uint64(32) == job.number)
         METER.add(part.path.stat().st_size // job.ranges, len(rows))
         yield part, rows
+        part.forget()
 
 
 def _entries(

@@ -157,6 +157,7 @@ def sample_texts(
         rows = near.without(part.number, exact.without(part.number, rows))
         texts = part.take(rows).text.to_pylist()
         found += zip(chosen[rows].tolist(), texts, strict=True)
+        part.forget()
     found.sort()
     for _, text in found:
         yield text.decode()
@@ -177,6 +178,7 @@ def _gather(job: EncodeJob, counts: Counter[str]) -> tuple[Documents, np.ndarray
             pieces.append(part.take(rows))
             numbers.append(np.full(len(rows), part.number))
             weights.append(np.full(len(rows), origin.weight))
+        part.forget()
     if not pieces:
         return part_of_nothing(), np.empty(0, np.int64)
     together = _joined(pieces)

@@ -109,7 +109,7 @@ def read_lines(
             yield TooLong(number, size + end)
             number, data = number + 1, block[end:cut]
         else:
-            data = b"".join([*pending, block[:cut]])
+            data = b"".join([*pending, memoryview(block)[:cut]])
         if data:
             # Faster than bytes.count where there are many.
             count = int(np.count_nonzero(np.frombuffer(data, np.uint8) == _NEWLINE))

@@ -62,6 +62,10 @@ class HashedFile:
         while data:  # an unbuffered write may take a part of what it is given
             data = data[self._stream.write(data) :]
 
+    def digest(self) -> bytes:
+        """The xxh3-128 of what has been written so far."""
+        return self._digest.digest()
+
     def close(self, root: Path) -> FileRecord:
         """Put the file in place; returns its record, named relative to `root`."""
         self._stream.close()

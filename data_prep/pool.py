@@ -49,13 +49,39 @@ class Task(NamedTuple):
 Work = Callable[[Any], dict[str, Any]]
 
 
+class Crew:
+    """The processes that do the tasks of a run: this one alone, or workers that are started when
+    first needed and stay for all phases."""
+
+    def __init__(self, processes: int = 1) -> None:
+        self.processes = processes
+        self._pool: ProcessPoolExecutor | None = None
+
+    def pool(self) -> ProcessPoolExecutor:
+        """The workers."""
+        if self._pool is None:
+            context = worker_context()
+            arguments = (os.getpid(), METER.share(context))
+            self._pool = ProcessPoolExecutor(
+                self.processes, context, initializer=_start_worker, initargs=arguments
+            )
+        return self._pool
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._pool is None:
+            return
+        if kind is KeyboardInterrupt:
+            for child in multiprocessing.active_children():
+                child.terminate()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        METER.part()
+
+
 def run_tasks(
-    title: str,
-    folder: Path,
-    tasks: Sequence[Task],
-    work: Work,
-    processes: int = 1,
-    share: Share = ALL,
+    title: str, folder: Path, tasks: Sequence[Task], work: Work, crew: Crew, share: Share = ALL
 ) -> list[dict[str, Any]]:
     """The results of all tasks in their order, doing those that are not done.
 
@@ -72,7 +98,7 @@ def run_tasks(
         mine = [t for n, t in enumerate(tasks) if n % share.parts == share.part]
         mine = [task for task in mine if task in open_tasks]
         with Bar(title, sum(task.size for task in tasks), done) as bar:
-            _work_off(phase, mine, work, processes, bar)
+            _work_off(phase, mine, work, crew, bar)
             _await_others(phase, title, [task for task in open_tasks if task not in mine])
     for name, result in results.items():
         results[name] = result if result is not None else phase.result(name)
@@ -97,30 +123,19 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _work_off(phase: TaskFolder, tasks: list[Task], work: Work, count: int, bar: Bar) -> None:
-    if count == 1 or len(tasks) <= 1:
+def _work_off(phase: TaskFolder, tasks: list[Task], work: Work, crew: Crew, bar: Bar) -> None:
+    if crew.processes == 1 or len(tasks) <= 1:
         METER.on_change = bar.update
         try:
             _in_turn(tasks, lambda task: _attempt(phase.folder, task, work))
         finally:
             METER.on_change = None
         return
-    context = worker_context()
-    shared = METER.share(context)
-    pool = ProcessPoolExecutor(
-        min(count, len(tasks)), context, initializer=_start_worker, initargs=(os.getpid(), shared)
-    )
     try:
-        _in_parallel(pool, phase, tasks, work, bar)
-    except KeyboardInterrupt:
-        for child in multiprocessing.active_children():
-            child.terminate()
-        raise
+        _in_parallel(crew.pool(), phase, tasks, work, bar)
     except BrokenProcessPool:
         hint = "out of memory? what is done is kept: run again, with fewer --workers"
         raise PipelineError(f"a worker process was killed ({hint})") from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _in_turn(tasks: list[Task], attempt: Callable[[Task], bool]) -> None:

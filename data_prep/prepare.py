@@ -26,7 +26,7 @@ from typing import Any
 from .card import write_card
 from .claims import TaskFolder, beating
 from .direct import ShardSink, goes_directly, index_task, plan_indexes
-from .duplicates import DuplicateJob, find_duplicates, plan_exact, plan_near
+from .duplicates import Dropped, DuplicateJob, find_duplicates, plan_exact, plan_near
 from .encoding import EncodeJob, PartOrigin, encode_task, plan_shards, sample_texts
 from .errors import RecipeError
 from .findings import check_read, gather_findings
@@ -49,7 +49,7 @@ from .manifest import (
     versions,
     write_manifest,
 )
-from .pool import ALL, Share, Task, available_cores, disk_errors, run_tasks
+from .pool import ALL, Crew, Share, Task, available_cores, disk_errors, run_tasks
 from .reading import ReadJob, Sink, evaluation_texts, first_texts, read_task
 from .recipe.data import DataConfig
 from .recipe.loader import read_tree, validate
@@ -72,7 +72,7 @@ class Plan:
     data: DataConfig
     tokenizer: AnyTokenizerConfig
     scratch: Path
-    workers: int
+    crew: Crew
     share: Share
 
     def work(self, phase: str) -> Path:
@@ -116,9 +116,10 @@ def prepare_tree(
     print(f"{folder}: preparing ({reason})", flush=True)
     with disk_errors(folder):
         scratch = open_scratch(folder, _plan(data, tokenizer))
-        plan = Plan(data, tokenizer, scratch, workers or _default_workers(data), share)
+        crew = Crew(workers or _default_workers(data))
+        plan = Plan(data, tokenizer, scratch, crew, share)
         try:
-            with presence(scratch):
+            with presence(scratch), crew:
                 # Another process may have finished between the first look and this one.
                 late = not force and _status(data, tokenizer) is None
                 manifest = None if late else _build(plan, folder)
@@ -199,22 +200,22 @@ def _build(plan: Plan, folder: Path) -> dict[str, Any] | None:
         read = _read(plan, SpoolSink)
         check_read(plan.data, read)
         parts = part_files(plan.work("read"), read)
-        _find_twins(plan, parts, sum(sum(result["documents"]) for result in read))
+        kept = _find_twins(plan, parts, sum(sum(result["documents"]) for result in read))
         tokenizer = _make_tokenizer(plan, partial(_sample, plan, parts, read))
-        shards = _encode(plan, read, tokenizer["bytes_per_token"])
+        shards = _encode(plan, read, tokenizer["bytes_per_token"] / max(kept, 1e-9))
     return _finish(plan, folder, read, shards, tokenizer, started)
 
 
 def _run(plan: Plan, title: str, phase: str, jobs: Sequence[Any], work: Callable[[Any], Any],
          size: Callable[[Any], int]) -> list[dict[str, Any]]:  # fmt: skip
     tasks = [Task(job.name, job, size(job)) for job in jobs]
-    return run_tasks(title, plan.work(phase), tasks, work, plan.workers, plan.share)
+    return run_tasks(title, plan.work(phase), tasks, work, plan.crew, plan.share)
 
 
 def _once(plan: Plan, phase: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The result of a step that one process does while others wait, whatever part they are."""
     task = Task(phase, None, 0)
-    return run_tasks(phase, plan.work(phase), [task], lambda _: work())[0]
+    return run_tasks(phase, plan.work(phase), [task], lambda _: work(), Crew())[0]
 
 
 def _index_leaks(plan: Plan) -> None:
@@ -238,7 +239,8 @@ def _read(plan: Plan, sink: Callable[[ReadJob], Sink]) -> list[dict[str, Any]]:
     return _run(plan, "reading", "read", jobs, read_task, lambda job: job.task.size)
 
 
-def _find_twins(plan: Plan, parts: Sequence[Path], documents: int) -> None:
+def _find_twins(plan: Plan, parts: Sequence[Path], documents: int) -> float:
+    """List the duplicates; returns the share of the documents that is left."""
     config, folder = plan.data.duplicates, plan.work("duplicates")
     size = sum(path.stat().st_size for path in parts)
 
@@ -249,6 +251,9 @@ def _find_twins(plan: Plan, parts: Sequence[Path], documents: int) -> None:
     _run(plan, "exact duplicates", "duplicates", exact, find_duplicates, share)
     near = plan_near(config, folder, parts, documents)
     _run(plan, "near duplicates", "duplicates", near, find_duplicates, share)
+    dropped = (Dropped(folder, "exact"), Dropped(folder, "near"))
+    lists = (kind.rows(part) for kind in dropped for part in range(len(parts)))
+    return 1.0 - sum(map(len, lists)) / max(1, documents)
 
 
 def _sample(
@@ -278,6 +283,7 @@ def _make_tokenizer(plan: Plan, sample_of: Callable[[float], Iterable[str]]) -> 
 def _encode(
     plan: Plan, read: Sequence[dict[str, Any]], bytes_per_token: float
 ) -> list[dict[str, Any]]:
+    """Shards of about `data.shard_tokens`, when a token stands for so many bytes of the spool."""
     data, origins = plan.data, _origins(plan, read)
     sizes = [origin.text_bytes for origin in origins]
     ranks = [origin.first_rank for origin in origins]

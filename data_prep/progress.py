@@ -18,7 +18,7 @@ _LINE_EVERY_SECONDS = 30.0
 
 
 class Meter:
-    """What this process and its workers have handled since the last `reset`."""
+    """What this process and its workers have handled so far."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -31,16 +31,16 @@ class Meter:
         if self._shared is None:
             self.bytes += count
             self.documents += documents
-            if self.on_change is not None:
-                self.on_change()
-            return
-        for shared, amount in zip(self._shared, (count, documents), strict=True):
-            with shared.get_lock():
-                shared.value += amount
+        else:
+            for shared, amount in zip(self._shared, (count, documents), strict=True):
+                with shared.get_lock():
+                    shared.value += amount
+        if self.on_change is not None:
+            self.on_change()
 
     def share(self, context: Any) -> tuple[Any, Any]:
         """Counters to hand to worker processes of a multiprocessing context."""
-        self._shared = context.Value("q", 0), context.Value("q", 0)
+        self._shared = context.Value("q", self.bytes), context.Value("q", self.documents)
         return self._shared
 
     def join(self, shared: tuple[Any, Any]) -> None:
@@ -53,9 +53,9 @@ class Meter:
             return self.bytes, self.documents
         return self._shared[0].value, self._shared[1].value
 
-    def reset(self) -> None:
-        """Begin again at zero, in this process alone."""
-        self.bytes = self.documents = 0
+    def part(self) -> None:
+        """Count alone again: the workers are gone."""
+        self.bytes, self.documents = self.read()
         self._shared = None
 
 
@@ -73,7 +73,7 @@ class Bar:
             desc=title, total=total_bytes, initial=done_bytes, unit="B", unit_scale=True,
             disable=None, leave=False,
         )  # fmt: skip
-        METER.reset()
+        self._bytes_before, self._documents_before = METER.read()
 
     def update(self) -> None:
         """Show what the meter has; cheap enough to call often."""
@@ -82,6 +82,7 @@ class Bar:
             return
         self._shown = now
         count, documents = METER.read()
+        count, documents = count - self._bytes_before, documents - self._documents_before
         elapsed = max(now - self._began, 1e-9)
         if not self._bar.disable:
             self._bar.set_postfix_str(f"{documents / elapsed:,.0f} documents/s", refresh=False)

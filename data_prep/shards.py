@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import xxhash
 from numpy.lib.stride_tricks import sliding_window_view
 
 from .errors import DataError
@@ -41,7 +40,7 @@ class Header(NamedTuple):
     tokenizer_fingerprint: bytes
     tokens: int
     documents: int
-    payload_xxh3: bytes  # xxh3-128 of all between the two ends
+    xxh3: bytes  # xxh3-128 of all before the trailer
 
     @property
     def ends_at(self) -> int:
@@ -59,7 +58,6 @@ class ShardWriter:
         fingerprint = bytes.fromhex(tokenizer.fingerprint)
         fixed = (self._dtype.itemsize, 0, tokenizer.vocab_size, fingerprint)
         self._file.write(_HEADER.pack(MAGIC, *fixed))
-        self._checksum = xxhash.xxh3_128()
         self._tokens = 0
         self._lengths: list[np.ndarray] = []
 
@@ -75,7 +73,7 @@ class ShardWriter:
         if len(lengths) and int(lengths.min()) < 1:
             what = "a document without tokens, which no place in the stream could stand for"
             raise DataError(f"{self._path.name}: {what}; give it a prefix, suffix or end")
-        self._write(np.ascontiguousarray(ids, self._dtype))
+        self._file.write(_bytes(np.ascontiguousarray(ids, self._dtype)))
         self._tokens += len(ids)
         self._lengths.append(lengths)
 
@@ -85,17 +83,16 @@ class ShardWriter:
         Returns the shard's FileRecord, relative to its folder, with tokens and documents.
         """
         ends = np.cumsum(np.concatenate([np.empty(0, np.int64), *self._lengths]))
-        self._write(np.zeros(-self._tokens * self._dtype.itemsize % 8, np.uint8))
-        self._write(ends.astype("<u8"))
-        trailer = _TRAILER.pack(self._tokens, len(ends), self._checksum.digest(), MAGIC)
+        self._file.write(bytes(-self._tokens * self._dtype.itemsize % 8))
+        self._file.write(_bytes(ends.astype("<u8")))
+        trailer = _TRAILER.pack(self._tokens, len(ends), self._file.digest(), MAGIC)
         self._file.write(trailer)
         record = self._file.close(self._path.parent)
         return record.as_json() | {"tokens": self._tokens, "documents": len(ends)}
 
-    def _write(self, piece: np.ndarray) -> None:
-        data = memoryview(piece.view(np.uint8).data)
-        self._checksum.update(data)
-        self._file.write(data)
+
+def _bytes(values: np.ndarray) -> memoryview:
+    return memoryview(values.view(np.uint8).data)
 
 
 def read_header(path: Path) -> Header:

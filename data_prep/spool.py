@@ -7,6 +7,7 @@ one part or one shard, never the corpus.
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,8 +72,9 @@ class Part:
 
     def __init__(self, path: Path, number: int) -> None:
         self.path, self.number = path, number
-        with arrow.memory_map(str(path)) as stream:
-            self._batch = arrow.ipc.open_file(stream).get_batch(0)
+        with open(path, "rb") as stream:
+            self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        self._batch = arrow.ipc.open_file(arrow.py_buffer(self._map)).get_batch(0)
         self.split, self.rank, key0, key1, self.record = (
             self._batch.column(name).to_numpy(zero_copy_only=True) for name in _NUMBERS
         )
@@ -81,6 +83,12 @@ class Part:
 
     def __len__(self) -> int:
         return len(self.split)
+
+    def forget(self) -> None:
+        """Let go of the memory of what has been read; it is read again from disk when needed.
+        Pages of all parts that a process ever touched would else be counted as its own."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
 
     def text(self, row: int) -> bytes:
         """The text of one row."""

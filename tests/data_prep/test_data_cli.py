@@ -54,11 +54,13 @@ def test_prepare_then_inspect(recipe: Path, capsys: pytest.CaptureFixture[str]) 
     assert run_main(main, ["prepare", "recipe.yaml"]) == 0
     assert run_main(main, ["inspect", "prepared"]) == 0
     out = capsys.readouterr().out
-    assert "all checksums agree" in out and out.count("train document") == 3
+    assert "all checksums agree" in out and out.count("train document ") == 3
+    assert "corpus.jsonl, record" in out and "lengths of train documents" in out
+    assert Path("prepared/lengths.png").read_bytes().startswith(b"\x89PNG")
     shard = Path("prepared/test-00000.shard")
     shard.write_bytes(shard.read_bytes()[:-1] + b"\xff")
     assert run_main(main, ["inspect", "prepared"]) == 3
-    assert "test-00000.shard: sha256 differs" in capsys.readouterr().err
+    assert "test-00000.shard: xxh3 differs" in capsys.readouterr().err
 
 
 def test_help_lists_the_keys_and_loads_nothing_heavy() -> None:

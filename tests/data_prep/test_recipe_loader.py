@@ -101,7 +101,7 @@ def message(value: dict[str, Any]) -> str:
         ({"clean": {"strip_tag": True}}, "data.clean.strip_tag: unknown key; did you mean"),
         ({"clean": {"strip_tags": "yes"}}, "data.clean.strip_tags: found 'yes' (str)"),
         ({"sources": [{**SOURCE, "kind": "jsnl"}]}, "data.sources.0: unknown kind 'jsnl'; expected "
-         "kind: jsonl | csv | text | parquet; did you mean 'jsonl'?"),
+         "kind: jsonl | csv | text | parquet | datasets; did you mean 'jsonl'?"),
         ({"sources": [{"path": "a"}]}, "data.sources.0: missing key 'kind'"),
         ({"sources": [{"kind": "csv", "path": "a"}]}, "data.sources.0.text_field: missing"),
         ({"sources": [SOURCE, {**SOURCE, "text_feld": "x"}]},

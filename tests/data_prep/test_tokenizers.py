@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import sample_texts
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from data_prep.errors import DataError, RecipeError
@@ -63,6 +63,8 @@ def test_documents_are_framed_and_joined(
     kinds: dict[str, Tokenizer], kind: str, texts: list[str]
 ) -> None:
     tokenizer = kinds[kind]
+    # Alone among the kinds, `hf` reads a special token where text spells one, as its owner does.
+    assume(kind != "hf" or not any("<|endoftext|>" in text for text in texts))
     ids, lengths = tokenizer.encode_utf8([text.encode() for text in texts])
     assert (ids.dtype, lengths.dtype) == (tokenizer.id_dtype, np.int64)
     assert lengths.sum() == len(ids) and len(lengths) == len(texts)
