@@ -24,7 +24,15 @@ Run it at the same time on several hosts that share the folder: they share the t
 
 def main(argv: list[str]) -> None:
     """Parse `argv` and run its command."""
-    arguments = _parser("-h" in argv or "--help" in argv).parse_args(argv)
+    parser = _parser("-h" in argv or "--help" in argv)
+    # An override may stand behind an option, where argparse no longer expects it.
+    arguments, rest = parser.parse_known_args(argv)
+    if not all("=" in word and not word.startswith("-") for word in rest) or (
+        rest and not hasattr(arguments, "overrides")
+    ):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
     arguments.run(arguments)
 
 

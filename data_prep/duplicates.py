@@ -22,7 +22,7 @@ from .recipe.data import DuplicatesConfig
 from .spool import Part
 from .spooling import bands_path, open_parts
 
-_ROWS_PER_TASK = 2**23  # hashes that a task sorts
+_ROWS_PER_TASK = 2**20  # hashes that a task sorts
 _COMPARED = 16  # documents of a band that others are compared with at most
 
 

@@ -183,27 +183,38 @@ def _gather(job: EncodeJob, counts: Counter[str]) -> tuple[Documents, np.ndarray
         return part_of_nothing(), np.empty(0, np.int64)
     together = _joined(pieces)
     METER.add(len(_text_bytes(together.text)), len(together))
-    order = np.argsort(together.rank, kind="stable")
-    if job.split == 0 and any((weight != 1.0).any() for weight in weights):
-        order = _weighted(job, together, np.concatenate(weights), counts)
+    order = _order(job, together, np.concatenate(weights), counts)
     return _reordered(together, order), np.concatenate(numbers)[order]
 
 
-def _weighted(
+def _order(
     job: EncodeJob, documents: Documents, weights: np.ndarray, counts: Counter[str]
 ) -> np.ndarray:
-    """The order of documents with copies and gaps: a document of weight w occurs floor(w) times,
-    and once more by its hash. Copies are spread over the shard."""
-    drawn = mixed(documents.keys[:, 0], "weight") / float(_FULL)
-    times = np.floor(weights).astype(np.int64) + (drawn < weights % 1.0)
-    counts["dropped_weight"] += int(np.sum(times == 0))
-    counts["repeated_weight"] += int(np.sum(np.maximum(times - 1, 0)))
-    rows = np.repeat(np.arange(len(documents)), times)
-    copy = np.arange(len(rows)) - np.repeat(np.cumsum(times) - times, times)
+    """The rows of documents in their order in the shard. In training a document of weight w
+    occurs floor(w) times, and once more by its hash."""
+    rows = np.arange(len(documents))
+    if job.split == 0 and (weights != 1.0).any():
+        drawn = mixed(documents.keys[:, 0], "weight") / float(_FULL)
+        times = np.floor(weights).astype(np.int64) + (drawn < weights % 1.0)
+        counts["dropped_weight"] += int(np.sum(times == 0))
+        counts["repeated_weight"] += int(np.sum(np.maximum(times - 1, 0)))
+        rows = np.repeat(rows, times)
+    rows = rows[np.argsort(documents.rank[rows], kind="stable")]
+    return rows[np.argsort(_places(job, documents.rank[rows]), kind="stable")]
+
+
+def _places(job: EncodeJob, ranks: np.ndarray) -> np.ndarray:
+    """Where documents of ascending ranks go. Equal ones have equal ranks: all but the first are
+    spread over the shard, as a model learns little from a text that it has just read."""
+    again = np.flatnonzero(ranks[1:] == ranks[:-1]) + 1
+    if not len(again):
+        return ranks
+    first = np.searchsorted(ranks, ranks[again], "left")
+    copy = (again - first).astype(np.uint64)
     width = np.uint64(max(job.high - job.low, 1))
-    places = documents.rank[rows]
-    moved = np.uint64(job.low) + mixed(places + copy.astype(np.uint64), "copy") % width
-    return rows[np.argsort(np.where(copy == 0, places, moved), kind="stable")]
+    places = ranks.copy()
+    places[again] = np.uint64(job.low) + mixed(ranks[again] + copy, "copy") % width
+    return places
 
 
 def part_of_nothing() -> Documents:

@@ -33,6 +33,12 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
     os.replace(beside, path)
 
 
+def sync_file(path: Path) -> None:
+    """Have a file on the disk itself, not only in the memory of the system."""
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
+
+
 def create_new(path: Path, text: str) -> bool:
     """Create a file with its content at once; False when it is there already, whoever made it."""
     beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")

@@ -46,6 +46,7 @@ from .manifest import (
     recipe_hash,
     stage_is_current,
     stage_manifest,
+    sync_file,
     versions,
     write_manifest,
 )
@@ -202,7 +203,7 @@ def _build(plan: Plan, folder: Path) -> dict[str, Any] | None:
         parts = part_files(plan.work("read"), read)
         kept = _find_twins(plan, parts, sum(sum(result["documents"]) for result in read))
         tokenizer = _make_tokenizer(plan, partial(_sample, plan, parts, read))
-        shards = _encode(plan, read, tokenizer["bytes_per_token"] / max(kept, 1e-9))
+        shards = _encode(plan, read, tokenizer["report"]["bytes_per_token"] / max(kept, 1e-9))
     return _finish(plan, folder, read, shards, tokenizer, started)
 
 
@@ -275,7 +276,7 @@ def _make_tokenizer(plan: Plan, sample_of: Callable[[float], Iterable[str]]) -> 
         report = round_trip_report(tokenizer, sample[:_REPORTED_TEXTS])
         size = sum(len(text.encode()) for text in sample)
         seconds = round(time.monotonic() - began, 3)
-        return report | {"sample_bytes": size, "training_seconds": seconds}
+        return {"report": report | {"sample_bytes": size}, "seconds": seconds}
 
     return _once(plan, "tokenizer", make)
 
@@ -341,14 +342,14 @@ def _finish(
 
 def _write_manifest(
     plan: Plan, read: Sequence[dict[str, Any]], shards: Sequence[dict[str, Any]],
-    report: dict[str, Any], started: float,
+    made: dict[str, Any], started: float,
 ) -> dict[str, Any]:  # fmt: skip
     findings = gather_findings(plan.data, read, shards, plan.work("leaks"))
     inputs = _input_records(plan, read)
-    made = load_tokenizer(plan.scratch / "tokenizer")
+    loaded = load_tokenizer(plan.scratch / "tokenizer")
     names = ("kind", "vocab_size", "fingerprint")
-    tokenizer = {name: getattr(made, name) for name in names}
-    tokenizer |= {"folder": "tokenizer", "report": report}
+    tokenizer = {name: getattr(loaded, name) for name in names}
+    tokenizer |= {"folder": "tokenizer", "report": made["report"]}
     card = write_card(plan.scratch, plan.data, inputs, tokenizer, findings)
     tokenizer_files = sorted((plan.scratch / "tokenizer").iterdir())
     outputs = [FileRecord.of(path, plan.scratch) for path in [*tokenizer_files, *card]]
@@ -364,7 +365,11 @@ def _write_manifest(
         **asdict(findings),
         versions=versions(*_DISTRIBUTIONS),
         seconds=round(time.monotonic() - started, 3),
+        tokenizer_seconds=made["seconds"],
     )
+    # The manifest vouches for all of this, after a power cut too.
+    for record in outputs:
+        sync_file(plan.scratch / record.path)
     write_manifest(plan.scratch / "manifest.json", manifest)
     return manifest
 

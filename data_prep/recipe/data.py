@@ -38,6 +38,13 @@ class CleanConfig(Section):
         "refuses",
     )
 
+    @model_validator(mode="after")
+    def _keep_the_sources_ways(self) -> CleanConfig:
+        if self.profile in ("openai", "nvidia") and (self.strip_tags or self.collapse_whitespace):
+            what = f"profile {self.profile} is a fixed list of steps"
+            raise ValueError(f"{what}; strip_tags and collapse_whitespace go with modern and none")
+        return self
+
 
 class DuplicatesConfig(Section):
     """Which documents count as one; the first of them is kept."""

@@ -75,6 +75,12 @@ class TextSource(FileSource):
     document: Literal["line", "paragraph", "file"] = Field(
         description="what one document is; paragraphs are separated by blank lines"
     )
+    piece_characters: int | None = Field(
+        default=None,
+        ge=100,
+        description="cut longer documents into pieces of at most so many characters, at white "
+        "space where there is some",
+    )
 
 
 class ParquetSource(FieldSource):

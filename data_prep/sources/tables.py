@@ -129,5 +129,14 @@ def _problem(fields: Sequence[str], parts: Sequence[Any]) -> tuple[str, str] | N
         if part is not None and not isinstance(part, str):
             return "not_text", f"{field!r} holds {type(part).__name__}, expected text"
         if part and not is_unicode(part):
-            return "not_utf8", f"in {field!r}"
+            return _surrogates(part), f"in {field!r}"
     return None if any(parts) else ("no_text", "")
+
+
+def _surrogates(text: str) -> str:
+    """The reason for a text that has no UTF-8: its bytes had none, or it has lone surrogates."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return "not_unicode"
+    return "not_utf8"

@@ -22,6 +22,17 @@ def read_plain(
     tolerate_damage: bool = False,
 ) -> Iterator[Rows]:
     """The documents of a file; empty lines and paragraphs are no documents."""
+    for rows in _documents(path, source, rejects, span, tolerate_damage):
+        yield rows if source.piece_characters is None else _cut(rows, source.piece_characters)
+
+
+def _documents(
+    path: Path,
+    source: TextSource,
+    rejects: Rejects,
+    span: tuple[int, int | None],
+    tolerate_damage: bool,
+) -> Iterator[Rows]:
     if source.document == "file":
         text = _decoded(path, 1, read_whole(path, tolerate_damage), rejects)
         yield Rows([text] if text else [], np.arange(1, 2 if text else 1), None, None)
@@ -30,6 +41,24 @@ def read_plain(
             yield _line_rows(path, lines, rejects)
     else:
         yield from _paragraphs(path, tolerate_damage, rejects)
+
+
+def _cut(rows: Rows, size: int) -> Rows:
+    """Long documents in pieces, which all keep the number of the record."""
+    pieces = [list(_pieces(text, size)) for text in rows.texts]
+    records = np.repeat(rows.records, list(map(len, pieces)))
+    return Rows([piece for found in pieces for piece in found], records, None, None)
+
+
+def _pieces(text: str, size: int) -> Iterator[str]:
+    start = 0
+    while len(text) - start > size:
+        # The white space goes with the piece before it, so the pieces add up to the document.
+        space = max(text.rfind(mark, start, start + size) for mark in " \n\t")
+        stop = start + size if space < start else space + 1
+        yield text[start:stop]
+        start = stop
+    yield text[start:]
 
 
 def _blocks(

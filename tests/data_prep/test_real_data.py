@@ -62,7 +62,7 @@ def published() -> dict[str, Row]:
         cells = [cell.strip().strip("`") for cell in line.strip("|").split("|")]
         if len(cells) == 6 and re.fullmatch("[0-9a-f]{64}", cells[5]):
             numbers = [None if c == "-" else int(c.replace(",", "")) for c in cells[1:5]]
-            table[f"corpora/{cells[0]}"] = Row(*numbers, cells[5])  # type: ignore[arg-type]
+            table[f"corpora/{cells[0]}"] = Row(*numbers, cells[5])  # type: ignore
     return table
 
 

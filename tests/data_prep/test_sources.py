@@ -1,132 +1,508 @@
 from __future__ import annotations
 
-import gzip
-import lzma
+import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
+from conftest import PACKS
+from documents import documents
 from pydantic import TypeAdapter
 
+from data_prep import files, sources
 from data_prep.errors import DataError
-from data_prep.recipe.data import Source
-from data_prep.sources import Document, read_documents
+from data_prep.prepare import prepare_tree
+from data_prep.recipe.sources import Source
+from data_prep.sources import Rejects, plan_tasks, read_rows, source_files
+
+BOM = b"\xef\xbb\xbf"
 
 
-def source(kind: str, path: Path, **keys: Any) -> Source:
+def source(kind: str, path: Path | str | list[str], **keys: Any) -> Source:
     if kind != "text":
         keys.setdefault("text_field", "text")
-    return TypeAdapter(Source).validate_python({"kind": kind, "path": str(path), **keys})
+    paths = path if isinstance(path, list) else str(path)
+    return TypeAdapter(Source).validate_python({"kind": kind, "path": paths, **keys})
 
 
-def texts(of: Source) -> list[str]:
-    return [document.text for document in read_documents(of)]
+class Row(NamedTuple):
+    text: str
+    record: int
+    label: str | None = None
+    id: str | None = None
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz", ".xz"])
-def test_jsonl_rows_without_text_are_counted(tmp_path: Path, suffix: str) -> None:
-    rows = '\ufeff{"text": "é"}\n\n{"id": 1}\n{"text": null}\n{"text": ""}\n{"text": "\\ud800"}\n'
-    packs: dict[str, Any] = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}
-    path = tmp_path / f"a.jsonl{suffix}"
-    path.write_bytes(packs[suffix]((rows + '{"text": "z"}').encode()))
-    counts: Counter[str] = Counter()
-    found = list(read_documents(source("jsonl", path), counts))
-    assert found == [Document("é", str(path), 1), Document("z", str(path), 7)]
-    assert counts == {"rows": 6, "no_text": 3, "not_unicode": 1}
+def read(of: Source, tolerate_damage: bool = False) -> tuple[list[Row], list[tuple[int, str]]]:
+    """All rows and rejected records, numbered in their file."""
+    rows: list[Row] = []
+    bad: list[tuple[int, str]] = []
+    lines: Counter[str] = Counter()
+    for task in plan_tasks([of]):
+        rejects, before = Rejects(), lines[task.path]
+        for block in read_rows(task, of, rejects, tolerate_damage):
+            none = [None] * len(block.texts)
+            columns = block.texts, block.records.tolist(), block.labels or none, block.ids or none
+            rows += [Row(t, n + before, *r) for t, n, *r in zip(*columns, strict=True)]
+        bad += [(sample["record"] + before, sample["reason"]) for sample in rejects.samples]
+        assert rejects.counts.keys() == {sample["reason"] for sample in rejects.samples}
+        lines[task.path] += rejects.lines
+    return rows, sorted(bad)
+
+
+def texts(of: Source) -> list[tuple[str, int]]:
+    rows, bad = read(of)
+    assert not bad
+    return [(row.text, row.record) for row in rows]
+
+
+# The published forms: 2014, 2018, and the Python literals of the first dumps.
+REVIEWS = {
+    "2014": b'{"reviewerID": "A1", "asin": "0439", "reviewerName": "J. M\\u00fcller", "helpful": '
+    b'[2, 3], "reviewText": "Good &amp; loud.", "overall": 5.0, "summary": "Yes", '
+    b'"unixReviewTime": 1252800000, "reviewTime": "09 13, 2009"}',
+    "2018": b'{"overall": 5.0, "vote": "2", "verified": true, "reviewTime": "09 4, 2015", '
+    b'"reviewerID": "A1", "asin": "0439", "style": {"Color:": " Black"}, "reviewerName": "J", '
+    b'"reviewText": "Good &amp; loud.", "summary": "Yes", "unixReviewTime": 1441324800, '
+    b'"image": ["https://images.example/1.jpg"]}',
+    "literal": b"{'reviewerID': 'A1', 'asin': '0439', 'helpful': [2, 3], 'reviewText': 'Good &amp; "
+    b"loud.', 'overall': 5.0, 'summary': \"Yes\", 'unixReviewTime': 1252800000}",
+}
+
+
+@pytest.mark.parametrize("suffix", ["", *PACKS])
+@pytest.mark.parametrize("form", REVIEWS)
+def test_amazon_reviews(tmp_path: Path, form: str, suffix: str) -> None:
+    bare = REVIEWS["2018"].replace(b'"reviewText": "Good &amp; loud.", ', b"")
+    raw = b"\n".join([REVIEWS[form], bare, REVIEWS[form].replace(b"5.0", b"1.0"), b""])
+    path = tmp_path / f"reviews.json{suffix}"
+    path.write_bytes(PACKS[suffix](raw) if suffix else raw)
+    found, bad = read(
+        source("jsonl", path, text_field="reviewText", label_field="overall", id_field="asin")
+    )
+    text = "Good &amp; loud."
+    assert found == [Row(text, 1, "5", "0439"), Row(text, 3, "1", "0439")]
+    assert bad == [(2, "no_text")]
+    titled, bad = read(source("jsonl", path, text_field=["summary", "reviewText"]))
+    assert [row.text for row in titled] == [f"Yes\n{text}", "Yes", f"Yes\n{text}"] and not bad
+
+
+LINES: list[tuple[bytes, str, str | None]] = [
+    # What is a row all the same, and its text:
+    (b'{"text": "a", "n": NaN, "m": -Infinity}', "text", "a"),
+    (b'{"text": "a", "text": "b"}', "text", "b"),
+    (b'{"text": "a", "n": NaN, "text": "b"}', "text", "b"),
+    ('{"text": "a\u2028b\u2029c\x85d"}'.encode(), "text", "a\u2028b\u2029c\x85d"),
+    (b'{"text": "a\\u2028\\u000b\\u0000\\n"}', "text", "a\u2028\x0b\x00\n"),
+    (b' \t{"text": "a"} \r', "text", "a"),
+    (b'{"text": "\\ud83d\\ude00"}', "text", "\U0001f600"),
+    (b'{"text": "a", "n": "\\ud800"}', "text", "a"),
+    (b'{"text": "a", "n": ' + b"1" * 5000 + b"}", "text", "a"),
+    (b'{"text": "a", "n": {"text": ["x", {}]}}', "text", "a"),
+    (b"{'text': 'it\\'s', 'n': None, \"m\": \"\"}", "text", "it's"),
+    (b" {u'text': u'caf\\xe9'}", "text", "caf\u00e9"),
+    # What is none, and why:
+    (b'{"text": "\xff"}', "not_utf8", None),
+    (b'{"text": "\xed\xa0\x80"}', "not_utf8", None),
+    ('{"text": "a"}'.encode("utf-16"), "not_utf8", None),
+    (b"text", "not_json", None),
+    (b'{"text": "a"', "not_json", None),
+    (b'{"text": "a"},', "not_json", None),
+    (b'{"text": "a"} {"text": "b"}', "not_json", None),
+    (b'{"text": "a"}{"text": "b"}{"text": "c"}', "not_json", None),
+    (b'{"text": "a\x01"}', "not_json", None),
+    (b"[" * 100_000, "not_json", None),
+    (b'{"text": "a", "n": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "not_json", None),
+    (b"{'text': 'a', 'n': open('x')}", "not_json", None),
+    (b"{'text': " + b"-" * 100_000 + b"1}", "not_json", None),
+    (b"{'text': " + b"[" * 100_000 + b"1}", "not_json", None),
+    (b"[1]", "not_object", None),
+    (b'"text"', "not_object", None),
+    (b"null", "not_object", None),
+    (b"{'text'}", "not_object", None),
+    (b'{"text": 5}', "not_text", None),
+    (b'{"text": true}', "not_text", None),
+    (b'{"text": {"text": "a"}}', "not_text", None),
+    (b'{"text": ["a"]}', "not_text", None),
+    (b"{'text': b'a'}", "not_text", None),
+    (b'{"text": "a\\ud800"}', "not_unicode", None),
+    (b'{"text": "\\udc00\\ud800"}', "not_unicode", None),
+    (b'{"text": null}', "no_text", None),
+    (b'{"text": ""}', "no_text", None),
+    (b'{"n": 1}', "no_text", None),
+    (b"{}", "no_text", None),
+    (b" \t\r", "blank", None),
+]
+
+
+@pytest.mark.parametrize(("line", "reason", "text"), LINES, ids=lambda value: repr(value)[:32])
+def test_a_line_among_others(tmp_path: Path, line: bytes, reason: str, text: str | None) -> None:
+    """Of lines that are none only they are lost, and the others keep their numbers."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "first"}\n%b\n\n\r\n{"text": "last"}' % line)
+    found, bad = read(source("jsonl", path))
+    assert [(row.text, row.record) for row in found] == [
+        ("first", 1),
+        *([(text, 2)] if text else []),
+        ("last", 5),
+    ]
+    assert bad == ([] if reason in ("text", "blank") else [(2, reason)])
+
+
+def test_indented_json_is_rejected_line_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    row = json.dumps({"text": "a", "n": [1]}, indent=1)
+    path.write_text(f'{row}\n{{"text": "b"}}\n')
+    found, bad = read(source("jsonl", path))
+    # `1` alone is JSON, though no object.
+    assert [(r.text, r.record) for r in found] == [("b", 7)]
+    assert [number for number, _ in bad] == [1, 2, 3, 4, 5, 6]
+    # As many lines as objects, but neither of them on one.
+    path.write_bytes(b'{"text":\n"a"}{"text": "b"}\n')
+    found, bad = read(source("jsonl", path))
+    assert (found, [number for number, _ in bad]) == ([], [1, 2])
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "text"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("head", [b"", BOM])
+@pytest.mark.parametrize("last", [True, False])
+def test_ends_of_lines(tmp_path: Path, kind: str, end: str, head: bytes, last: bool) -> None:
+    values = ["a", "b\u2028\x85b", "c\x0bc"]
+    path, keys = tmp_path / "a", {"text": {"document": "line"}}.get(kind, {})
+    lines = {
+        "jsonl": [json.dumps({"text": value}, ensure_ascii=False) for value in values],
+        "csv": ["text", *values],
+        "text": values,
+    }[kind]
+    path.write_bytes(head + (end.join(lines) + end * last).encode())
+    first = 2 if kind == "csv" else 1
+    assert texts(source(kind, path, **keys)) == [(v, n) for n, v in enumerate(values, first)]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "text"])
+@pytest.mark.parametrize("raw", [b"", BOM, b"\n", b"\n\r\n\n"])
+def test_files_of_nothing(tmp_path: Path, kind: str, raw: bytes) -> None:
+    path, keys = tmp_path / "a", {"text": {"document": "line"}}.get(kind, {})
+    path.write_bytes(b"text\n" + raw if kind == "csv" and raw != BOM else raw)
+    assert texts(source(kind, path, **keys)) == []
+
+
+def test_labels_and_ids_are_text(tmp_path: Path) -> None:
+    values = ["5.0", "4.5", "5", "true", "null", '"x"', '"é"', "NaN", "[1]", "{}", '"\\ud800"']
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(f'{{"text": "a", "v": {value}}}\n' for value in [*values, '"y"']))
+    path.write_text(path.read_text() + '{"text": "no v"}\n')
+    found, bad = read(source("jsonl", path, label_field="v", id_field="v"))
+    assert all(row.label == row.id for row in found)
+    labels = ["5", "4.5", "5", "True", None, "x", "é", "nan", "y", None]
+    assert [row.label for row in found] == labels
+    assert bad == [(9, "not_text"), (10, "not_text"), (11, "not_unicode")]
+
+
+@pytest.mark.parametrize("join", ["\n", " -- ", ""])
+def test_text_fields_are_joined(tmp_path: Path, join: str) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [{"b": "B", "a": "A", "c": 3}, {"a": "", "b": "B"}, {"a": "A", "b": None}, {"c": ""}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"a": "A", "b": 1}]))
+    found, bad = read(source("jsonl", path, text_field=["a", "b", "a"], join_with=join))
+    assert [r.text for r in found] == [join.join("ABA"), "B", join.join("AA")]
+    assert bad == [(4, "no_text"), (5, "not_text")]
+
+
+def test_rejects_keep_places_and_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    line = b'{"text": "", "n": "secret"}\n{"secret": \n{"text": ["secret"]}\n{"text": "\xffsecret"}\n'
+    path.write_bytes(line * 50)
+    rejects, of = Rejects(), source("jsonl", path)
+    for task in plan_tasks([of]):
+        list(read_rows(task, of, rejects))
+    reasons = ["no_text", "not_json", "not_text", "not_utf8"]
+    assert rejects.counts == dict.fromkeys(reasons, 50)
+    for number, reason in enumerate(reasons, 1):
+        places = [s["record"] for s in rejects.samples if s["reason"] == reason]
+        assert places == list(range(number, 81, 4))
+    assert all(sample["file"] == str(path) for sample in rejects.samples)
+    assert "secret" not in json.dumps(rejects.samples)
 
 
 @pytest.mark.parametrize(
-    ("raw", "words"),
+    ("kind", "raw", "words"),
     [
-        (b'{"text": "a"}\n{"text": \n', "line 2: not JSON"),
-        (b'{"text": "a"}\n[1]\n', "line 2: found a JSON list, expected an object"),
-        (b'{"text": "a"}\n{"text": "\xff"}\n', "line 2: byte 0xff is not UTF-8"),
-        (b'{"text": 5}\n', "line 1: 'text' holds 5 .int., expected text"),
-        (b'{"txt": "a", "id": 1}\n', "no field 'text'; the fields there are: id, txt"),
-        (b'{"txt": "a"}\n' * 1000 + b"not reached", "no field 'text'"),
+        ("jsonl", b'{"txt": "a", "id": 1}\n[]\n', "no field 'text'; the fields there are: id, txt"),
+        ("jsonl", b'{"txt": "a"}\n' * 1000 + b"not reached", "no field 'text'"),
+        ("jsonl", b"{'txt': 'a', 1: 2}\n", "no field 'text'; the fields there are: "),
+        ("csv", b"id,txt\n1,a\n", "no field 'text'; the fields there are: id, txt"),
+        ("csv", b"\ntext\na\n", "no field 'text'; the fields there are: none"),
+        ("csv", b'"te\xff\xffxt"\n1\n', "no field 'text'; the fields there are: "),
     ],
 )
-def test_bad_jsonl(tmp_path: Path, raw: bytes, words: str) -> None:
-    path = tmp_path / "a.jsonl"
+def test_fields_that_are_not_there(tmp_path: Path, kind: str, raw: bytes, words: str) -> None:
+    path = tmp_path / "a"
     path.write_bytes(raw)
     with pytest.raises(DataError, match=words) as caught:
-        texts(source("jsonl", path))
+        read(source(kind, path))
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress])
-def test_damaged_archives(tmp_path: Path, pack: Any) -> None:
-    path = tmp_path / ("a.jsonl" + (".gz" if pack is gzip.compress else ".xz"))
-    whole = pack(b"".join(b'{"text": "%d"}\n' % i for i in range(20000)))
-    for raw in (whole[: len(whole) // 2], b"neither", b"\x1f\x8b\x08\x00" + bytes(20)):
-        path.write_bytes(raw)
-        with pytest.raises(DataError, match="damaged or cut short after line") as caught:
-            texts(source("jsonl", path))
-        assert str(path) in str(caught.value)
-
-
-def test_missing_files_and_sorted_globs(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no file at .*correct data.sources"):
-        texts(source("jsonl", tmp_path / "*.jsonl"))
-    for name in "ba":
-        (tmp_path / f"{name}.txt").write_text(name)
-    assert texts(source("text", tmp_path / "*.txt", document="file")) == ["a", "b"]
+def test_each_named_field_is_looked_for(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rare = b'{"text": "a"}\n' * 900 + b'{"text": "a", "stars": 1}\n'
+    path.write_bytes(rare)
+    assert len(texts(source("jsonl", path, label_field="stars"))) == 901
+    for keys in ({"label_field": "star"}, {"id_field": "star"}, {"text_field": ["text", "star"]}):
+        with pytest.raises(DataError, match="no field 'star'; the fields there are: stars, text"):
+            read(source("jsonl", path, **keys))
 
 
 def test_csv(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    path.write_text('id;text\n1;"two\nlines; one"\n2;\n3\n\n4;' + "x" * 200_000 + "\n")
-    counts: Counter[str] = Counter()
-    found = list(read_documents(source("csv", path, delimiter=";"), counts))
-    assert [(d.text[:14], d.record) for d in found] == [("two\nlines; one", 3), ("x" * 14, 7)]
-    assert counts == {"rows": 4, "no_text": 2}
+    rows = [
+        'id;text;stars',
+        '1;"two\r\nlines; ""one""\n";5',
+        "2;;4",
+        "3",
+        "",
+        f"4;{'x' * 200_000};",
+        "5;b;5;6",
+        '6;"b" c;5',
+        "7;a\rb;5",
+        "8;\x00é;5",
+    ]
+    path.write_bytes("\n".join(rows).encode() + b'\n9;\xff;5\n10;good;5\n11;"open;5\n')
+    found, bad = read(source("csv", path, delimiter=";", label_field="stars", id_field="id"))
+    assert [(r.text[:20], *r[1:]) for r in found] == [
+        ('two\r\nlines; "one"\n', 4, "5", "1"),
+        ("x" * 20, 8, "", "4"),
+        ("\x00é", 12, "5", "8"),
+        ("good", 14, "5", "10"),
+    ]
+    assert bad == [
+        (5, "no_text"), (6, "no_text"), (9, "bad_csv"), (10, "bad_csv"), (11, "bad_csv"),
+        (13, "not_utf8"), (15, "bad_csv"),
+    ]  # fmt: skip
+
+
+def test_tsv_and_joined_columns(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text('title\ttext\tid\n"A, b"\tc\t1\n\td\t2\ne\t\t3\n')
+    found, _ = read(source("csv", path, delimiter="\t", text_field=["title", "text"]))
+    assert [row.text for row in found] == ["A, b\nc", "d", "e"]
+
+
+@pytest.mark.parametrize("field", ["label_field", "id_field"])
+def test_bad_bytes_beside_the_text(recipe: Path, field: str) -> None:
+    Path("a.csv").write_bytes(b"text,v\n" + b"a text,1\n" * 200 + b"another,\xff\n")
+    tree = tree_over({"kind": "csv", "path": "a.csv", "text_field": "text", field: "v"})
+    counts = prepare_tree(tree, workers=1)["counts"]
+    assert counts["rejected"] == {"not_utf8": 1} and counts["records"]["read"] == 201
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("document", "expected", "bad"),
     [
-        ("id,txt\n1,a\n", "no field 'text'; the fields there are: id, txt"),
-        ("", "the fields there are: none"),
-        ("id,text\n1,a,b\n", "line 2: 3 fields under a header of 2"),
-        ('id,text\n1,"a\n', "line 2: not CSV"),
+        ("line", [("a", 1), ("b\u2028", 2), (" ", 4), ("d", 7)], [(6, "not_utf8")]),
+        ("paragraph", [("a\nb\u2028", 1), ("d", 7)], [(6, "not_utf8")]),
+        ("file", [], [(1, "not_utf8")]),
     ],
 )
-def test_bad_csv(tmp_path: Path, text: str, words: str) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text(text)
-    with pytest.raises(DataError, match=words):
-        texts(source("csv", path))
-
-
-@pytest.mark.parametrize(
-    ("document", "expected"),
-    [
-        ("line", [("a", 1), ("b", 2), ("c", 5)]),
-        ("paragraph", [("a\nb\n", 1), ("c", 5)]),
-        ("file", [("a\nb\n\n \nc", 1)]),
-    ],
-)
-def test_text(tmp_path: Path, document: str, expected: list[tuple[str, int]]) -> None:
+def test_text(
+    tmp_path: Path, document: str, expected: list[tuple[str, int]], bad: list[Any]
+) -> None:
     path = tmp_path / "a.txt"
-    path.write_text("a\nb\n\n \nc")
-    found = read_documents(source("text", path, document=document))
-    assert [(d.text, d.record) for d in found if d.text.strip()] == expected
+    blank = "\n" if document == "paragraph" else ""
+    path.write_bytes(f"a\r\nb\u2028\n\n \n\n".encode() + b"c\xff\n" + f"{blank}d".encode())
+    found, rejected = read(source("text", path, document=document))
+    if document == "paragraph":
+        expected = [(text, number + (number > 6)) for text, number in expected]
+    assert [(row.text, row.record) for row in found] == expected
+    assert rejected == bad
+
+
+def test_a_file_and_many_paragraphs(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("\ufeff\n a\r\n\r\nb \n\n", newline="")
+    assert texts(source("text", path, document="file")) == [("\n a\r\n\r\nb \n\n", 1)]
+    path.write_text("".join(f"{n}\n{n}\n\n\n" for n in range(1000)))
+    expected = [(f"{n}\n{n}", 4 * n + 1) for n in range(1000)]
+    assert texts(source("text", path, document="paragraph")) == expected
 
 
 def test_parquet(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    parquet.write_table(arrow.table({"text": ["a", None, "", "b"], "n": [1, 2, 3, 4]}), path)
-    counts: Counter[str] = Counter()
-    found = list(read_documents(source("parquet", path), counts))
-    assert [(d.text, d.record) for d in found] == [("a", 1), ("b", 4)]
-    assert counts == {"rows": 4, "no_text": 2}
-    with pytest.raises(DataError, match="no field 'x'; the fields there are: n, text"):
-        texts(source("parquet", path, text_field="x"))
-    with pytest.raises(DataError, match="column 'n' holds int64, expected text"):
-        texts(source("parquet", path, text_field="n"))
+    columns = {"text": ["a", None, "", "b"] * 600, "n": [1.0, 2.5, None, 4] * 600,
+               "nested": [{"text": "x"}] * 2400}  # fmt: skip
+    parquet.write_table(arrow.table(columns), path, row_group_size=1000)
+    found, bad = read(source("parquet", path, label_field="n"))
+    assert found[:3] == [Row("a", 1, "1"), Row("b", 4, "4"), Row("a", 5, "1")]
+    assert (len(found), found[-1]) == (1200, Row("b", 2400, "4"))
+    assert bad == [(n, "no_text") for n in range(41) if n % 4 in (2, 3)]
+    for field in ("n", "nested"):
+        rows, bad = read(source("parquet", path, text_field=field))
+        assert rows == [] and {reason for _, reason in bad} <= {"not_text", "no_text"}
+    with pytest.raises(DataError, match="no field 'x'; the fields there are: n, nested, text"):
+        read(source("parquet", path, text_field="x"))
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(DataError, match="not a readable Parquet file"):
-        texts(source("parquet", path))
+    with pytest.raises(DataError, match="a.parquet: not a readable Parquet file"):
+        read(source("parquet", path))
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match="a.parquet: not a readable Parquet file"):
+        read(source("parquet", path))
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    rows = [{"text": f"text {n}" if n % 4 else None, "stars": n} for n in range(2000)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    of = source("datasets", folder, label_field="stars", streaming=streaming)
+    assert source_files(of) == [folder / "train.jsonl"]
+    found, bad = read(of)
+    assert found == [Row(f"text {n}", n + 1, str(n)) for n in range(2000) if n % 4]
+    assert bad == [(n, "no_text") for n in range(1, 81, 4)]
+    with pytest.raises(DataError, match="no field 'body'; the fields there are: stars, text"):
+        read(source("datasets", folder, text_field="body", streaming=streaming))
+    with pytest.raises(DataError, match="dataset .*: cannot be read .*correct path, name and"):
+        read(source("datasets", folder, split="test", streaming=streaming))
+
+
+def test_files_are_sorted_and_each_is_read_once(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("b.txt", "a.txt", "in/c.txt", "d[1].txt"):
+        (tmp_path / name).write_text(name)
+
+    def found(*patterns: str) -> list[str]:
+        paths = [str(tmp_path / pattern) for pattern in patterns]
+        return [path.name for path in source_files(source("text", paths, document="file"))]
+
+    assert found("*.txt") == ["a.txt", "b.txt", "d[1].txt"]
+    assert found("b.txt", "?.txt", "in/*") == ["a.txt", "b.txt", "c.txt"]
+    assert found("**/*.txt") == ["a.txt", "b.txt", "d[1].txt", "c.txt"]
+    assert found("d[1].txt") == ["d[1].txt"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("*.jsonl", "no file at .*[*].jsonl .*correct data.sources"),
+        ("in", "in is a folder, expected a file or a glob"),
+        ("i*", "in is a folder, expected a file or a glob"),
+        ("link", "link"),
+    ],
+)
+def test_no_files(tmp_path: Path, pattern: str, words: str) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(DataError, match=words):
+        read(source("jsonl", [str(tmp_path / pattern)]))
+
+
+def tree_over(*of: dict[str, Any], **data: Any) -> dict[str, Any]:
+    shared = {
+        "folder": "prepared",
+        "sources": list(of),
+        "clean": {"profile": "none"},
+        "duplicates": {"exact": False},
+        "split": {"validation": 0.2, "test": 0.1},
+    }
+    return {"data": shared | data, "tokenizer": {"kind": "bytes"}}
+
+
+DIRECTLY: dict[str, Any] = {"order": "source"}
+
+
+@pytest.mark.parametrize("data", [{"shard_tokens": 500}, DIRECTLY, DIRECTLY | {"shard_tokens": 90}])
+@pytest.mark.parametrize("kind", ["jsonl", "text"])
+def test_ranges_name_the_lines_they_were(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, kind: str, data: dict[str, Any]
+) -> None:
+    """However files are cut, the index of documents names the line of every document."""
+    monkeypatch.setattr(sources, "TASK_BYTES", 150)
+    Path("in").mkdir()
+    expected = set()
+    for name, count in (("b", 60), ("a", 30), ("c", 1), ("d", 0)):
+        lines = []
+        for number in range(1, count + 1):
+            text = f"{name} {'é' * (number * 7 % 40)}{number}"
+            blank = number % 5 == 0
+            row = json.dumps({"text": text, "n": number, "id": name}, ensure_ascii=False)
+            lines.append("" if blank else row if kind == "jsonl" else text)
+            labels = (str(number), name) if kind == "jsonl" else (None, None)
+            expected |= set() if blank else {(f"in/{name}", number, *labels, text)}
+        Path("in", name).write_text("\n".join(lines) + "\n" * (name == "a"))
+    fields = {"text_field": "text", "label_field": "n", "id_field": "id"}
+    of = {"kind": kind, "path": "in/*"} | (fields if kind == "jsonl" else {"document": "line"})
+    assert len(plan_tasks([source(**of)])) > 15
+    manifest = prepare_tree(tree_over(of, **data), workers=1)
+    found = [tuple(document)[1:] for document in documents("prepared")]
+    assert len(found) == len(expected) and set(found) == expected
+    assert len(manifest["splits"]["train"]["shards"]) > 1
+    if "order" in data:
+        places = [(d.split, d.file, d.record) for d in documents("prepared")]
+        splits = ["train", "validation", "test"]
+        assert places == sorted(places, key=lambda place: (splits.index(place[0]), *place[1:]))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "text"])
+@pytest.mark.parametrize("data", [{}, DIRECTLY])
+def test_bad_lines_in_ranges(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, kind: str, data: dict[str, Any]
+) -> None:
+    """Rejected records are named by their line in the file too, and lines after them still."""
+    monkeypatch.setattr(sources, "TASK_BYTES", 400)
+    monkeypatch.setattr(files, "BLOCK_BYTES", 16)
+    monkeypatch.setattr(files, "LONGEST_LINE", 128)
+    good = [f"line {number} of some length" for number in range(1, 301)]
+    reasons = {n: "not_utf8" if n % 2 else "too_long_line" for n in range(1, 301, 17)}
+    raws = [json.dumps({"text": text}).encode() if kind == "jsonl" else text.encode()
+            for text in good]  # fmt: skip
+    for number, reason in reasons.items():
+        raws[number - 1] = b'{"text": "\xff"}' if reason == "not_utf8" else b"x" * 300
+    Path("a").write_bytes(b"\n".join(raws))
+    keys = {"text_field": "text"} if kind == "jsonl" else {"document": "line"}
+    tree = tree_over({"kind": kind, "path": "a", **keys}, max_bad_share=0.5, **data)
+    assert len(plan_tasks([source(kind, "a", **keys)])) > 15
+    manifest = prepare_tree(tree, workers=1)
+    assert manifest["counts"]["rejected"] == Counter(reasons.values())
+    expected = {(n, text) for n, text in enumerate(good, 1) if n not in reasons}
+    assert {(d.record, d.text) for d in documents("prepared")} == expected
+    rows = map(json.loads, Path("prepared/rejects.jsonl").read_text().splitlines())
+    assert {row["record"]: row["reason"] for row in rows} == reasons
+
+
+@pytest.mark.parametrize("order", ["shuffled", "source"])
+def test_weights(recipe: Path, order: str) -> None:
+    weights = {"a": 1, "b": 3, "c": 0.5, "d": 2.25}
+    for name in weights:
+        Path(name).write_text("".join(f"{name} {number}\n" for number in range(400)))
+    of = [{"kind": "text", "document": "line", "path": n, "weight": w} for n, w in weights.items()]
+    manifest = prepare_tree(tree_over(*of, order=order, shard_tokens=3000), workers=1)
+    found = documents("prepared")
+    assert all(d.text == f"{d.file} {d.record - 1}" for d in found)
+    held_out = [(d.file, d.record) for d in found if d.split != "train"]
+    assert len(held_out) == len(set(held_out)) > 400
+    for name, weight in weights.items():
+        times = Counter(d.record for d in found if d.file == name and d.split == "train")
+        possible = 400 - sum(file == name for file, _ in held_out)
+        assert set(times.values()) <= {int(weight), int(weight) + (weight % 1 > 0)}
+        assert abs(times.total() - weight * possible) <= (60 if weight % 1 else 0)
+    counts = manifest["counts"]
+    assert counts["dropped"] == {"weight": 400 - sum(d.file == "c" for d in found)}
+    assert counts["records"]["repeated"] == len(found) - len({(d.file, d.record) for d in found})
+
+
+def test_tasks_of_several_sources_count_all_files(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).write_text("text\n")
+    of: Sequence[Source] = [
+        source("text", tmp_path / "*", document="line"),
+        source("csv", tmp_path / "a"),
+    ]
+    places = [(task.source, task.file, Path(task.path).name) for task in plan_tasks(of)]
+    assert places == [(0, 0, "a"), (0, 1, "b"), (1, 2, "a")]
