@@ -36,7 +36,7 @@ def check_read(data: DataConfig, read: Sequence[dict[str, Any]]) -> None:
     """DataError when too many records are bad, folding lost too much, or a split is empty."""
     counts = _added(result["counts"] for result in read)
     rejected = _added(result["rejected"] for result in read)
-    records = counts["documents_read"] + rejected.total()
+    records = counts["records_read"] + rejected.total()
     allowed = max(data.max_bad_share * records, 1 if records < _FEW_RECORDS else 0)
     if rejected.total() > allowed:
         share = rejected.total() / records
@@ -122,13 +122,13 @@ def _unigram_bits(train: np.ndarray, split: np.ndarray) -> float | None:
     return float((split * bits).sum() / split.sum())
 
 
-_READ = ("documents_read", "characters_seen", "characters_folded", "repeated_weight")
+_READ = ("records_read", "cut", "characters_seen", "characters_folded", "repeated_weight")
 _SHORT = {"too_short": "too_short", "too_long": "too_long"}
 
 
 def _sorted_out(counts: Counter[str], rejected: Counter[str]) -> dict[str, dict[str, int]]:
     """Counts by what they say: records read and rejected, documents dropped and changed."""
-    records = counts["documents_read"] + rejected.total()
+    records = counts["records_read"] + rejected.total()
     dropped = {n.removeprefix("dropped_"): c for n, c in counts.items() if n.startswith("dropped_")}
     dropped |= {name: counts[name] for name in _SHORT}
     changed = {
@@ -137,9 +137,9 @@ def _sorted_out(counts: Counter[str], rejected: Counter[str]) -> dict[str, dict[
         if not name.startswith("dropped_") and name not in _READ and name not in _SHORT
     }
     folded = {n: counts[n] for n in ("characters_seen", "characters_folded") if counts[n]}
-    repeated = {"repeated": counts["repeated_weight"]} if counts["repeated_weight"] else {}
+    more = {"cut": counts["cut"], "repeated": counts["repeated_weight"]}
     groups = {
-        "records": {"read": records} | repeated | folded,
+        "records": {"read": records} | more | folded,
         "rejected": dict(rejected),
         "dropped": dropped,
         "changed": changed,
@@ -154,7 +154,7 @@ def _source(data: DataConfig, number: int, read: Sequence[dict[str, Any]]) -> di
     source = data.sources[number]
     mine = [result for result in read if result["source"] == number]
     rejected = _added(result["rejected"] for result in mine)
-    documents = sum(result["counts"].get("documents_read", 0) for result in mine)
+    documents = sum(result["counts"].get("records_read", 0) for result in mine)
     return {
         "kind": source.kind,
         "path": source.path,

@@ -130,7 +130,10 @@ class _Cleaner:
         self._leaks = LeakIndex.load(index) if job.data.leaks.sets else None
 
     def clean(self, rows: Rows) -> Batch:
-        self.counts["documents_read"] += len(rows.texts)
+        # A document that was cut gives several texts of one record.
+        records = int(np.count_nonzero(np.diff(rows.records, prepend=-1)))
+        self.counts["records_read"] += records
+        self.counts["cut"] += len(rows.texts) - records
         texts = clean_texts(rows.texts, self._data.clean, self.counts)
         if kinds := self._data.personal.scrub:
             texts = [text and scrub(text, kinds, self.counts) for text in texts]
