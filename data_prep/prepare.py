@@ -18,7 +18,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from .encoding import EncodeJob, PartOrigin, encode_task, plan_shards, sample_te
 from .errors import RecipeError
 from .findings import check_read, gather_findings
 from .folders import (
-    WORK,
     clear_work,
     leave,
     open_scratch,
@@ -43,42 +42,31 @@ from .leaks import LeakIndex
 from .manifest import (
     FileRecord,
     read_manifest,
-    recipe_hash,
-    stage_is_current,
     stage_manifest,
     sync_file,
     versions,
     write_manifest,
 )
-from .pool import ALL, Crew, Share, Task, available_cores, disk_errors, run_tasks
+from .plan import (
+    FORMAT,
+    Plan,
+    default_workers,
+    input_files,
+    sections,
+    stage_hash,
+    status,
+    what_is_made,
+)
+from .pool import ALL, Crew, Share, Task, disk_errors, run_tasks
 from .reading import ReadJob, Sink, evaluation_texts, first_texts, read_task
-from .recipe.data import DataConfig
-from .recipe.loader import read_tree, validate
-from .recipe.tokenizer import AnyTokenizerConfig, validate_tokenizer
-from .sources import plan_tasks, source_files
+from .recipe.loader import read_tree
+from .sources import plan_tasks
 from .spooling import SpoolSink, first_rank, open_parts, part_files
 from .tokenizers import load_tokenizer, round_trip_report, train_tokenizer
 
-FORMAT = 2
-_SMALL_BYTES = 2**24  # inputs up to here are done before a pool of processes has started
 _REPORTED_TEXTS = 1000  # of the sample, for the round-trip report
 _REPORTED_MEGABYTES = 1.0  # the sample of a tokenizer that is not trained
 _DISTRIBUTIONS = ("numpy", "msgspec", "pyarrow", "tokenizers", "sentencepiece", "xxhash")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one run of the stage makes, and where."""
-
-    data: DataConfig
-    tokenizer: AnyTokenizerConfig
-    scratch: Path
-    crew: Crew
-    share: Share
-
-    def work(self, phase: str) -> Path:
-        """The folder of a phase's claims, markers and intermediate files."""
-        return self.scratch / WORK / phase
 
 
 def prepare(
@@ -101,14 +89,14 @@ def prepare_tree(
     """Run the stage for a recipe and return the manifest; nothing is done when it is current.
 
     `force` prepares anew even then; `workers` are processes, one per core by default; `share` is
-    the part of the tasks that is done here. RecipeError when
-    the recipe is wrong or a folder cannot be used; DataError when a source is unreadable, too
-    many records are bad, or a split that training needs is empty; StoppedAndSaved when this was
-    one part of several and the others are missing.
+    the part of the tasks that is done here. RecipeError when the recipe is wrong or a folder
+    cannot be used; DataError when a source is unreadable, too many records are bad, or a split
+    that training needs is empty; StoppedAndSaved when this was one part of several and the others
+    are missing.
     """
-    data, tokenizer = _sections(tree)
+    data, tokenizer = sections(tree)
     folder = Path(data.folder)
-    reason = "forced" if force else _status(data, tokenizer)
+    reason = "forced" if force else status(data, tokenizer)
     if reason is None:
         clear_work(folder)
         print(f"{folder}: up to date")
@@ -116,76 +104,24 @@ def prepare_tree(
     refuse_foreign(folder)
     print(f"{folder}: preparing ({reason})", flush=True)
     with disk_errors(folder):
-        scratch = open_scratch(folder, _plan(data, tokenizer))
-        crew = Crew(workers or _default_workers(data))
+        scratch = open_scratch(folder, what_is_made(data, tokenizer))
+        crew = Crew(workers or default_workers(data))
         plan = Plan(data, tokenizer, scratch, crew, share)
         try:
             with presence(scratch), crew:
                 # Another process may have finished between the first look and this one.
-                late = not force and _status(data, tokenizer) is None
+                late = not force and status(data, tokenizer) is None
                 manifest = None if late else _build(plan, folder)
             if late:
                 leave(scratch)
         except FileNotFoundError:
             # Another process finished and renamed the scratch folder under our feet.
-            if scratch.exists() or _status(data, tokenizer) is not None:
+            if scratch.exists() or status(data, tokenizer) is not None:
                 raise
             manifest = None
     if manifest is None:
         print(f"{folder}: finished by another process")
     return read_manifest(folder / "manifest.json")
-
-
-def prepare_status(tree: dict[str, Any]) -> str | None:
-    """None when the prepared folder of a recipe tree is current, else why it is not."""
-    return _status(*_sections(tree))
-
-
-def prepare_hash(tree: dict[str, Any]) -> str:
-    """The `recipe_hash` of a recipe's prepared manifest; the sources need not be there."""
-    return _hash(*_sections(tree))
-
-
-def _sections(tree: dict[str, Any]) -> tuple[DataConfig, AnyTokenizerConfig]:
-    data = validate(DataConfig, tree.get("data"), "data")
-    return data, validate_tokenizer(tree.get("tokenizer"))
-
-
-def _status(data: DataConfig, tokenizer: AnyTokenizerConfig) -> str | None:
-    manifest = Path(data.folder) / "manifest.json"
-    return stage_is_current(manifest, _hash(data, tokenizer), _inputs(data, tokenizer))
-
-
-def _hash(data: DataConfig, tokenizer: AnyTokenizerConfig) -> str:
-    # The folder decides where the result lies, not what it is, so a moved folder stays valid.
-    return recipe_hash(FORMAT, data.model_dump(mode="json", exclude={"folder"}), tokenizer)
-
-
-def _read_hash(data: DataConfig) -> str:
-    """A hash of what reading depends on; more of the recipe may change without reading again."""
-    later = {"folder", "max_bad_share", "reset_documents", "shard_tokens"}
-    return recipe_hash(FORMAT, data.model_dump(mode="json", exclude=later))
-
-
-def _inputs(data: DataConfig, tokenizer: AnyTokenizerConfig) -> list[Path]:
-    sources = [*data.sources, *data.leaks.sets.values()]
-    files = {path for source in sources for path in source_files(source)}
-    if tokenizer.kind == "hf":
-        files |= {path for path in Path(tokenizer.path).glob("*") if path.is_file()}
-    return sorted(files)
-
-
-def _plan(data: DataConfig, tokenizer: AnyTokenizerConfig) -> dict[str, Any]:
-    """What is being made, and from what: equal plans may share their work."""
-    inputs = [(str(path), path.stat()) for path in _inputs(data, tokenizer)]
-    files = [[path, status.st_size, status.st_mtime_ns] for path, status in inputs]
-    reading = [_read_hash(data), goes_directly(data, tokenizer), files]
-    return {"recipe": _hash(data, tokenizer), "read": reading}
-
-
-def _default_workers(data: DataConfig) -> int:
-    size = sum(path.stat().st_size for source in data.sources for path in source_files(source))
-    return 1 if size < _SMALL_BYTES else available_cores()
 
 
 def _build(plan: Plan, folder: Path) -> dict[str, Any] | None:
@@ -357,7 +293,7 @@ def _write_manifest(
         outputs += [FileRecord.from_json(shard["shard"]), FileRecord.from_json(shard["index"])]
     manifest = {"format": FORMAT} | stage_manifest(
         "prepare",
-        _hash(plan.data, plan.tokenizer),
+        stage_hash(plan.data, plan.tokenizer),
         inputs,
         outputs,
         tokenizer=tokenizer,
@@ -377,7 +313,7 @@ def _write_manifest(
 def _input_records(plan: Plan, read: Sequence[dict[str, Any]]) -> list[FileRecord]:
     """Every input as it was read. RecipeError when one has changed since the run began."""
     known = {r["input"]["path"]: FileRecord.from_json(r["input"]) for r in read if r["input"]}
-    paths = _inputs(plan.data, plan.tokenizer)
+    paths = input_files(plan.data, plan.tokenizer)
     records = [known[str(p)] if str(p) in known else FileRecord.of(p) for p in paths]
     begun = {path: (size, mtime) for path, size, mtime in _plan_files(plan)}
     for record in records:

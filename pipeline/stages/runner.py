@@ -17,7 +17,8 @@ from data_prep.manifest import (
     versions,
     write_manifest,
 )
-from data_prep.prepare import prepare_status, prepare_tree
+from data_prep.plan import prepare_status
+from data_prep.prepare import prepare_tree
 from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder
 from pipeline.stages.graph import STAGES, Stage

@@ -14,7 +14,7 @@ import torch
 
 from data_prep.errors import DataError, Diverged, RecipeError, StoppedAndSaved
 from data_prep.manifest import versions, write_atomic
-from data_prep.prepare import prepare_hash
+from data_prep.plan import prepare_hash
 from data_prep.shards import Prepared
 from pipeline.models.build import parameter_count
 from pipeline.optim.build import build_optimizer

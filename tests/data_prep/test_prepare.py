@@ -13,7 +13,8 @@ import pytest
 from conftest import sample_texts, write_jsonl
 
 from data_prep.errors import DataError, RecipeError
-from data_prep.prepare import prepare, prepare_status
+from data_prep.plan import prepare_status
+from data_prep.prepare import prepare
 from data_prep.recipe.loader import read_tree
 from data_prep.shards import Prepared, Split
 
