@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import importlib
 import io
 import lzma
 import zlib
@@ -22,10 +23,21 @@ from .progress import METER
 
 BLOCK_BYTES = 2**19  # small enough for a block and what is made of it to stay in cache
 LONGEST_LINE = 2**27  # bytes
+_SALVAGED_BYTES = 2**8
 _NEWLINE = ord("\n")
 _PACKED_BYTES = 2**14  # read at once, so that a bomb unpacks to megabytes and not to gigabytes
 PACKED = (".gz", ".bz2", ".xz", ".zst")
-DAMAGE = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile)
+try:
+    _ISAL: Any = importlib.import_module("isal.igzip")
+except ImportError:  # no wheel for this platform: the standard library reads the same, slower
+    _ISAL = None
+DAMAGE: Any = (  # exception types; Any, because those of isal have no known type
+    EOFError,
+    lzma.LZMAError,
+    zlib.error,
+    gzip.BadGzipFile,
+    *([_ISAL.isal_zlib.error] if _ISAL else []),
+)
 
 
 class Lines(NamedTuple):
@@ -75,6 +87,7 @@ def read_blocks(
                 data = stream.read(BLOCK_BYTES if left is None else min(BLOCK_BYTES, left))
             except (*DAMAGE, OSError) as error:
                 if tolerate_damage:
+                    yield from _salvaged(path, done)
                     return
                 raise _damaged(path, done, error) from None
             if not data:
@@ -84,6 +97,21 @@ def read_blocks(
             METER.add(packed.tell() - position)
             position = packed.tell()
             yield data
+
+
+def _salvaged(path: Path, done: int) -> Iterator[bytes]:
+    """What a damaged file still gives after `done` unpacked bytes. A read that fails takes with it
+    what it had unpacked already, so this goes in small steps."""
+    stream, packed = open_bytes(path)
+    with packed, stream:
+        while done and (skipped := len(stream.read(min(done, BLOCK_BYTES)))):
+            done -= skipped
+        try:
+            # `read1` gives what there is, where `read` would fail for what is not.
+            while data := stream.read1(_SALVAGED_BYTES):  # type: ignore[attr-defined]
+                yield data
+        except (*DAMAGE, OSError):
+            return
 
 
 def read_lines(
@@ -169,11 +197,7 @@ def _ranged(path: Path, start: int, stop: int | None, tolerate: bool) -> Iterato
 
 
 def _gunzip(packed: IO[bytes]) -> IO[bytes]:
-    try:
-        from isal.igzip import IGzipFile
-    except ImportError:  # no wheel for this platform: the standard library reads the same, slower
-        return gzip.open(packed)  # type: ignore[return-value]
-    return IGzipFile(fileobj=packed)  # type: ignore[return-value]
+    return _ISAL.IGzipFile(fileobj=packed) if _ISAL else gzip.open(packed)  # type: ignore[return-value]
 
 
 def _unzstd(packed: IO[bytes]) -> IO[bytes]:

@@ -43,7 +43,8 @@ def refuse_foreign(folder: Path) -> None:
 def open_scratch(folder: Path, plan: dict[str, Any]) -> Path:
     """FOLDER.tmp, for making what `plan` says; the work of the same plan is kept.
 
-    `plan` has a `read` entry: what was read and cleaned stays when only the rest has changed.
+    `plan` has a `read` entry: what was read and cleaned stays when only the rest has changed;
+    and `direct`, whether reading writes the shards.
     RecipeError when FOLDER.tmp holds a file that prepare does not write, or somebody is making
     another thing there.
     """
@@ -57,7 +58,7 @@ def open_scratch(folder: Path, plan: dict[str, Any]) -> Path:
         if (found := _read_plan(path)) == plan:
             return scratch
         _refuse_company(scratch)
-        _clear(scratch, keep_read=found.get("read") == plan["read"])
+        _clear(scratch, found.get("read") == plan["read"], plan["direct"])
 
 
 @contextmanager
@@ -124,8 +125,10 @@ def _read_plan(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _clear(scratch: Path, keep_read: bool) -> None:
+def _clear(scratch: Path, keep_read: bool, direct: bool) -> None:
     kept = {"read", "leaks"} if keep_read else set()
+    # Where reading writes shards, they are part of what it read. Others are written again.
+    kept_suffixes = (".shard",) if keep_read and direct else ()
     if (scratch / WORK).is_dir():
         for path in (scratch / WORK).iterdir():
             if path.name not in kept:
@@ -133,7 +136,7 @@ def _clear(scratch: Path, keep_read: bool) -> None:
     for path in scratch.iterdir():
         if path.name == "tokenizer":
             shutil.rmtree(path)
-        elif path.name not in (WORK, PLAN):
+        elif path.name not in (WORK, PLAN) and not path.name.endswith(kept_suffixes):
             path.unlink()
     # Last: while it stands, whoever comes knows that there is something to clear.
     (scratch / PLAN).unlink()

@@ -62,10 +62,12 @@ def stage_hash(data: DataConfig, tokenizer: AnyTokenizerConfig) -> str:
     return recipe_hash(FORMAT, data.model_dump(mode="json", exclude={"folder"}), tokenizer)
 
 
-def _read_hash(data: DataConfig) -> str:
+def _read_hash(data: DataConfig, tokenizer: AnyTokenizerConfig) -> str:
     """A hash of what reading depends on; more of the recipe may change without reading again."""
-    later = {"folder", "max_bad_share", "reset_documents", "shard_tokens"}
-    return recipe_hash(FORMAT, data.model_dump(mode="json", exclude=later))
+    later = {"folder", "max_bad_share", "reset_documents"}
+    if goes_directly(data, tokenizer):  # then reading encodes too
+        return recipe_hash(FORMAT, data.model_dump(mode="json", exclude=later), tokenizer)
+    return recipe_hash(FORMAT, data.model_dump(mode="json", exclude=later | {"shard_tokens"}))
 
 
 def input_files(data: DataConfig, tokenizer: AnyTokenizerConfig) -> list[Path]:
@@ -81,8 +83,11 @@ def what_is_made(data: DataConfig, tokenizer: AnyTokenizerConfig) -> dict[str, A
     """What is being made, and from what: equal plans may share their work."""
     inputs = [(str(path), path.stat()) for path in input_files(data, tokenizer)]
     files = [[path, status.st_size, status.st_mtime_ns] for path, status in inputs]
-    reading = [_read_hash(data), goes_directly(data, tokenizer), files]
-    return {"recipe": stage_hash(data, tokenizer), "read": reading}
+    return {
+        "recipe": stage_hash(data, tokenizer),
+        "read": [_read_hash(data, tokenizer), files],
+        "direct": goes_directly(data, tokenizer),
+    }
 
 
 def default_workers(data: DataConfig) -> int:

@@ -139,7 +139,9 @@ def _build(plan: Plan, folder: Path) -> dict[str, Any] | None:
         parts = part_files(plan.work("read"), read)
         kept = _find_twins(plan, parts, sum(sum(result["documents"]) for result in read))
         tokenizer = _make_tokenizer(plan, partial(_sample, plan, parts, read))
-        shards = _encode(plan, read, tokenizer["report"]["bytes_per_token"] / max(kept, 1e-9))
+        # A sample that met duplicates only says nothing; a byte a token makes shards enough.
+        bytes_per_token = tokenizer["report"]["bytes_per_token"] or 1.0
+        shards = _encode(plan, read, bytes_per_token / max(kept, 1e-9))
     return _finish(plan, folder, read, shards, tokenizer, started)
 
 

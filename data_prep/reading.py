@@ -81,7 +81,7 @@ def read_task(job: ReadJob) -> dict[str, Any]:
         "input": FileRecord.of(job.task.path).as_json() if whole else None,
         "counts": dict(cleaner.counts),
         "rejected": dict(rejects.counts),
-        "samples": rejects.samples,
+        "samples": sorted(rejects.samples, key=lambda sample: sample["record"]),
         "leaks": {name: asdict(found) for name, found in cleaner.leaked.items()},
         **sink.close(),
     }

@@ -35,12 +35,15 @@ def _csv_rows(
     rows = csv.reader(lines, delimiter=source.delimiter, strict=True)
     header: list[str] | None = None
     while True:
+        before = lines.number
         try:
             row = next(rows)
         except StopIteration:
             return
         except csv.Error as error:
-            rejects.add(path, lines.number, "bad_csv", str(error))
+            # A quote without end takes the lines that follow with it: each of them is lost.
+            rejects.add(path, before + 1, "bad_csv", str(error))
+            rejects.counts["bad_csv"] += max(0, lines.number - before - 1)
             continue
         if header is None:
             header = row

@@ -132,7 +132,12 @@ def test_other_keys_that_reading_does_not_need(
     corpus.write_bytes(good(290) + b"bad\n" * 10)
     for direct in ([], DIRECT):
         assert command(*direct)[0] == 3
-        changed = [*direct, "data.max_bad_share=1", "data.shard_tokens=300", "data.reset_documents=0"]
+        changed = [
+            *direct,
+            "data.max_bad_share=1",
+            "data.shard_tokens=300",
+            "data.reset_documents=0",
+        ]
         assert command(*changed)[0] == 0
         assert command(*changed, "data.folder=fresh")[0] == 0
         assert_same(contents("prepared"), contents("fresh"))
@@ -143,7 +148,8 @@ def test_other_keys_that_reading_does_not_need(
     [
         (99, 1, "0", False), (99, 2, "0.01", True), (10, 1, "0.01", False), (10, 2, "0.2", False),
         (1, 1, "0.01", False), (100, 1, "0.01", False), (100, 1, "0.009", True),
-        (100, 1, "0", True), (300, 3, "0.01", False), (300, 4, "0.01", True), (300, 300, "1", False),
+        (100, 1, "0", True), (300, 3, "0.01", False), (300, 4, "0.01", True),
+        (300, 300, "1", False),
     ],
 )  # fmt: skip
 def test_how_many_may_be_bad(
@@ -198,6 +204,17 @@ def test_a_quote_without_end_is_not_one_bad_record(
     Path("a.csv").write_text("".join(["text\n", *rows[:200], '"open\n', *rows[200:]]))
     code, said = command("data.sources=[{kind: csv, path: a.csv, text_field: text}]")
     assert code == 3 and "bad_csv" in said
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe, vocab_size: 300"])
+def test_a_sample_that_met_copies_only(
+    recipe: Path, command: Command, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Of a corpus of copies a small sample may hold nothing that is kept."""
+    monkeypatch.setattr(stage, "_REPORTED_MEGABYTES", 1e-9)
+    size = ", sample_megabytes: 1.0e-9" if kind != "bytes" else ""
+    code, said = command(f"tokenizer={{kind: {kind}{size}}}")
+    assert code == 0 or (code == 3 and "sample" in said)
 
 
 MEASURED = """

@@ -72,9 +72,7 @@ def test_a_task_is_claimed_once_and_done_once(phase: TaskFolder) -> None:
 
 
 @pytest.mark.parametrize("reaped", [True, False])
-def test_the_claim_of_a_dead_process_is_taken_over_at_once(
-    phase: TaskFolder, reaped: bool
-) -> None:
+def test_the_claim_of_a_dead_process_is_taken_over_at_once(phase: TaskFolder, reaped: bool) -> None:
     process = claiming(phase)
     assert phase.claim("task") is None
     assert phase.owner("task") == f"process {process.pid} on {os.uname().nodename}"

@@ -19,9 +19,9 @@ from data_prep.recipe.data import CleanConfig
 
 PROFILES = ["modern", "openai", "nvidia", "none"]
 # Pieces that meet: markup, references whole and in parts, white space, controls, combining marks.
-PIECES = ["a", "é", "e\u0301", "\u0301", "语", "😀", "<", ">", "<b>", "<br\n/>", "&", "amp;", "&lt;",
-          "&amp;", "&#39;", "&#x41", "&nbsp;", "&notit;", "&#0;", "#", ";", " ", "\n", "\r\n", "\r",
-          "\t", "\x00", "\x1c", "\x85", "\x9f", "\u2028", "\xa0"]  # fmt: skip
+PIECES = ["a", "é", "e\u0301", "\u0301", "语", "😀", "<", ">", "<b>", "<br\n/>", "&", "amp;",
+          "&lt;", "&amp;", "&#39;", "&#x41", "&nbsp;", "&notit;", "&#0;", "#", ";", " ", "\n",
+          "\r\n", "\r", "\t", "\x00", "\x1c", "\x85", "\x9f", "\u2028", "\xa0"]  # fmt: skip
 messy = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
 
 

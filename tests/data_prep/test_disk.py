@@ -110,9 +110,7 @@ def test_a_place_that_is_no_folder(recipe: Path) -> None:
     assert Path("taken").read_text() == Path("taken.tmp").read_text() == "work"
 
 
-def test_a_disk_that_fills_up_in_one_process(
-    recipe: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_fills_up_in_one_process(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A notebook, say: the process that met the full disk tries again, and goes on."""
     from data_prep import prepare as stage
     from data_prep.claims import TaskFolder

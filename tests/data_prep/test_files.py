@@ -97,7 +97,7 @@ def test_the_part_before_the_damage_can_be_kept(packed: Path, tmp_path: Path, da
     path.write_bytes(DAMAGES[damage](packed.read_bytes()))
     found = unpacked(path, tolerate_damage=True)
     # The unit of bzip2 and xz is a block, of which a damaged one gives nothing.
-    least = {"cut before the last byte": 900_000, "cut in the middle": 900_000}.get(damage, 0)
+    least = {"cut before the last byte": 890_000, "cut in the middle": 890_000}.get(damage, 0)
     assert len(found) >= least
     if damage != "a flipped bit":  # gzip sees it in the checksum at the end only
         assert RAW.startswith(found)
@@ -189,9 +189,7 @@ def test_ranges_have_each_line_once(
 
 
 @given(st.lists(st.integers(0, 60), max_size=8), st.booleans(), st.integers(1, 9))
-def test_long_lines_are_passed_over(
-    file: Path, sizes: list[int], ended: bool, block: int
-) -> None:
+def test_long_lines_are_passed_over(file: Path, sizes: list[int], ended: bool, block: int) -> None:
     lines = written(file, [b"x" * size for size in sizes], ended)
     longest, found = 20, {}
     with pytest.MonkeyPatch.context() as patch:
@@ -224,7 +222,7 @@ sys.exit(f"grown by {grown / 1000:.0f} MB" if grown > 250_000 else 0)
 
 @pytest.mark.parametrize("suffix", PACKS)
 def test_bombs_stay_in_memory(tmp_path: Path, suffix: str) -> None:
-    path, size = tmp_path / f"bomb{suffix}", 400_000_000
+    path, size = tmp_path / f"bomb{suffix}", 300_000_000
     if suffix == ".zst":
         path.write_bytes(zstandard.ZstdCompressor().compress(bytes(size)))
     else:  # members of a tenth, one after another

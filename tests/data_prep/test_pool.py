@@ -222,7 +222,7 @@ def test_two_recipes_that_begin_at_once(recipe: Path, monkeypatch: pytest.Monkey
     def second_opens(scratch: Path) -> Any:
         monkeypatch.setattr(stage, "presence", enter)
         tree = read_tree("recipe.yaml", second)
-        stage.open_scratch(Path("prepared"), stage._plan(*stage._sections(tree)))
+        stage.open_scratch(Path("prepared"), stage.what_is_made(*stage.sections(tree)))
         return enter(scratch)
 
     def second_runs(data: DataConfig, read: Any) -> None:

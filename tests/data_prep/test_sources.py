@@ -215,7 +215,9 @@ def test_text_fields_are_joined(tmp_path: Path, join: str) -> None:
 
 def test_rejects_keep_places_and_no_text(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    line = b'{"text": "", "n": "secret"}\n{"secret": \n{"text": ["secret"]}\n{"text": "\xffsecret"}\n'
+    line = (
+        b'{"text": "", "n": "secret"}\n{"secret": \n{"text": ["secret"]}\n{"text": "\xffsecret"}\n'
+    )
     path.write_bytes(line * 50)
     rejects, of = Rejects(), source("jsonl", path)
     for task in plan_tasks([of]):
@@ -261,7 +263,7 @@ def test_each_named_field_is_looked_for(tmp_path: Path) -> None:
 def test_csv(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     rows = [
-        'id;text;stars',
+        "id;text;stars",
         '1;"two\r\nlines; ""one""\n";5',
         "2;;4",
         "3",
@@ -314,7 +316,7 @@ def test_text(
 ) -> None:
     path = tmp_path / "a.txt"
     blank = "\n" if document == "paragraph" else ""
-    path.write_bytes(f"a\r\nb\u2028\n\n \n\n".encode() + b"c\xff\n" + f"{blank}d".encode())
+    path.write_bytes("a\r\nb\u2028\n\n \n\n".encode() + b"c\xff\n" + f"{blank}d".encode())
     found, rejected = read(source("text", path, document=document))
     if document == "paragraph":
         expected = [(text, number + (number > 6)) for text, number in expected]
