@@ -74,9 +74,12 @@ class TaskFolder:
     def owner(self, name: str) -> str | None:
         """The living owner of a task as words, None when there is none."""
         _, path = self._newest(name)
-        if path is None or not self._lives(path):
+        try:
+            if path is None or not self._lives(path):
+                return None
+            signed = _signature(path)
+        except FileNotFoundError:  # finished meanwhile
             return None
-        signed = _signature(path)
         return f"process {signed['pid']} on {signed['host'].split()[0]}"
 
     def finish(self, claim: Claim, result: dict[str, Any]) -> bool:

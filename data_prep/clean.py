@@ -92,9 +92,9 @@ def _steps(config: CleanConfig) -> list[Step]:
         return [Step("tags", _any_tags), Step("fold_ascii", _folding()), _ENTITIES, _WHITESPACE]
     modern = [
         _ENTITIES,
-        Step("unicode_nfc", _nfc),
         Step("control", _without_control),
         Step("newlines", _unix_newlines),
+        Step("unicode_nfc", _nfc),  # after what may have stood between a letter and its accent
     ]
     # Tags before entities, so that an escaped &lt;b&gt; stays text; white space last, so that it
     # also closes the gaps the other steps leave.

@@ -30,7 +30,16 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
         stream.write(data.encode() if isinstance(data, str) else data)
         stream.flush()
         os.fsync(stream.fileno())
-    os.replace(beside, path)
+    _put_in_place(beside, path)
+
+
+def _put_in_place(beside: Path, path: Path) -> None:
+    """Rename; where another process that does the same work has just done so, its file stands."""
+    try:
+        os.replace(beside, path)
+    except FileNotFoundError:
+        if not path.exists():
+            raise
 
 
 def sync_file(path: Path) -> None:
@@ -41,7 +50,8 @@ def sync_file(path: Path) -> None:
 
 def create_new(path: Path, text: str) -> bool:
     """Create a file with its content at once; False when it is there already, whoever made it."""
-    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    # The dot keeps it from those who look for names like that of the file.
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     beside.write_text(text)
     try:
         os.link(beside, path)
@@ -75,7 +85,7 @@ class HashedFile:
     def close(self, root: Path) -> FileRecord:
         """Put the file in place; returns its record, named relative to `root`."""
         self._stream.close()
-        os.replace(self._beside, self._path)
+        _put_in_place(self._beside, self._path)
         status, name = self._path.stat(), self._path.relative_to(root).as_posix()
         digest = self._digest.hexdigest()
         return FileRecord(name, status.st_size, status.st_mtime_ns, xxh3=digest)

@@ -178,8 +178,12 @@ def _attempt(folder: Path, task: Task, work: Work) -> bool:
     claim = phase.claim(task.name)
     if claim is None:
         return phase.result(task.name) is not None
-    with beating(claim):
-        result = work(task.argument)
+    try:
+        with beating(claim):
+            result = work(task.argument)
+    except BaseException:
+        claim.path.unlink(missing_ok=True)  # nobody need wait for it
+        raise
     phase.finish(claim, result)
     return True
 

@@ -57,8 +57,9 @@ def source_files(source: Source) -> list[Path]:
     patterns = [source.path] if isinstance(source.path, str) else source.path
     found: set[Path] = set()
     for pattern in patterns:
-        matches = [Path(match) for match in glob.glob(pattern, recursive=True)]
-        files = [path for path in matches if not path.is_dir()]
+        named = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
+        matches = [Path(match) for match in named]
+        files = [path for path in matches if path.is_file()]
         if not files:
             raise _nothing_at(pattern, matches)
         found.update(files)

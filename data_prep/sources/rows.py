@@ -67,7 +67,7 @@ class FieldCheck:
     def end(self) -> None:
         """No rows follow. DataError that lists the fields there are when one was never met."""
         if self._unmet and self._rows:
-            there = ", ".join(sorted(self._there)) or "none"
+            there = ", ".join(sorted(map(str, self._there))) or "none"
             missing = " or ".join(repr(field) for field in sorted(self._unmet))
             raise DataError(f"{self._path}: no field {missing}; the fields there are: {there}")
         self._unmet = set()
@@ -75,8 +75,10 @@ class FieldCheck:
 
 def as_text(value: Any) -> str | None:
     """A label or an id as text: 5.0 and 5 are the same label."""
-    if value is None or isinstance(value, str):
-        return value
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return value if is_unicode(value) else value.encode("utf-8", "replace").decode()
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value)
