@@ -41,7 +41,7 @@ def check_read(data: DataConfig, read: Sequence[dict[str, Any]]) -> None:
     if rejected.total() > allowed:
         share = rejected.total() / records
         reasons = ", ".join(f"{name} {count:,}" for name, count in rejected.most_common())
-        place = next(sample for result in read for sample in result["samples"])
+        place = _samples(read)[0]
         first = f"the first at {place['file']}, record {place['record']}"
         hint = "mend the source, or raise data.max_bad_share; what was read is kept"
         raise DataError(
@@ -50,6 +50,18 @@ def check_read(data: DataConfig, read: Sequence[dict[str, Any]]) -> None:
         )
     refuse_folded(counts, data.clean)
     _refuse_empty(counts, rejected, [result["documents"] for result in read])
+
+
+def _samples(read: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Where the first rejected records stand, by their number in the file and not in the byte
+    range of a task."""
+    found: list[dict[str, Any]] = []
+    before: Counter[int] = Counter()
+    for result in read:
+        lines = before[result["file"]]
+        found += [s | {"record": s["record"] + lines} for s in result["samples"]]
+        before[result["file"]] += result["lines"]
+    return found
 
 
 def _refuse_empty(
@@ -75,7 +87,7 @@ def gather_findings(
     """Add up the results of all tasks."""
     counts = _added([*(r["counts"] for r in read), *(s["counts"] for s in shards)])
     rejected = _added(result["rejected"] for result in read)
-    samples = [sample for result in read for sample in result["samples"]]
+    samples = _samples(read)
     return Findings(
         splits=_splits(shards),
         counts=_sorted_out(counts, rejected),

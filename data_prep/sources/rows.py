@@ -78,7 +78,7 @@ def as_text(value: Any) -> str | None:
     if value is None:
         return None
     if isinstance(value, str):
-        return value if is_unicode(value) else value.encode("utf-8", "replace").decode()
+        return value
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value)

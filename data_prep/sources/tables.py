@@ -112,7 +112,8 @@ def select(
     kept: list[tuple[int, Mapping[str, Any]]] = []
     for number, row in rows:
         parts = [row.get(field) for field in source.text_fields]
-        if (problem := _problem(source.text_fields, parts)) is not None:
+        problem = _problem(source.text_fields, parts) or _beside(source, row)
+        if problem is not None:
             rejects.add(path, number, *problem)
             continue
         texts.append(source.join_with.join(filter(None, parts)))
@@ -134,6 +135,15 @@ def _problem(fields: Sequence[str], parts: Sequence[Any]) -> tuple[str, str] | N
         if part and not is_unicode(part):
             return _surrogates(part), f"in {field!r}"
     return None if any(parts) else ("no_text", "")
+
+
+def _beside(source: FieldSource, row: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Reason and detail when label or id cannot be written as UTF-8."""
+    for field in (source.label_field, source.id_field):
+        value = row.get(field) if field else None
+        if isinstance(value, str) and not is_unicode(value):
+            return _surrogates(value), f"in {field!r}"
+    return None
 
 
 def _surrogates(text: str) -> str:

@@ -6,19 +6,15 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import PREPARE, assert_same, contents, finish, run, start
 
-from data_prep import prepare as stage
 from data_prep.claims import TaskFolder
 from data_prep.errors import DataError, PipelineError, RecipeError, StoppedAndSaved
 from data_prep.pool import ALL, Crew, Share, Task, disk_errors, run_tasks
-from data_prep.recipe.data import DataConfig
-from data_prep.recipe.loader import read_tree
 
 # What one task does is a line of a log that all processes append to.
 Job = tuple[str, str]  # the log, and what to do
@@ -210,38 +206,6 @@ def test_another_recipe_takes_the_place_of_one_that_died(recipe: Path) -> None:
     for target in ("prepared", "alone"):
         assert run(*PREPARE, "recipe.yaml", "data.seed=1", f"data.folder={target}")[0] == 0
     assert_same(contents("prepared"), contents("alone"))
-
-
-def test_two_recipes_that_begin_at_once(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second looks at the scratch folder before the first has shown that it is there."""
-    second = ["data.split.salt=second"]
-    stage.prepare("recipe.yaml", [*second, "data.folder=second-alone"])
-    stage.prepare("recipe.yaml", ["data.folder=first-alone"])
-    enter, check = stage.presence, stage.check_read
-
-    def second_opens(scratch: Path) -> Any:
-        monkeypatch.setattr(stage, "presence", enter)
-        tree = read_tree("recipe.yaml", second)
-        stage.open_scratch(Path("prepared"), stage.what_is_made(*stage.sections(tree)))
-        return enter(scratch)
-
-    def second_runs(data: DataConfig, read: Any) -> None:
-        monkeypatch.setattr(stage, "check_read", check)
-        with suppress(RecipeError):
-            stage.prepare("recipe.yaml", second)
-        check(data, read)
-
-    monkeypatch.setattr(stage, "presence", second_opens)
-    monkeypatch.setattr(stage, "check_read", second_runs)
-    with suppress(RecipeError):
-        stage.prepare("recipe.yaml")
-    monkeypatch.setattr(stage, "check_read", check)
-    if not Path("prepared").exists():
-        stage.prepare("recipe.yaml", second)
-    made = contents("prepared")
-    first = contents("first-alone")
-    of_first = made["manifest.json"]["recipe_hash"] == first["manifest.json"]["recipe_hash"]
-    assert_same(made, first if of_first else contents("second-alone"))
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
