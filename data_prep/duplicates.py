@@ -8,7 +8,6 @@ its twin. A task holds the hashes of its range and no text, so memory stays boun
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .manifest import write_array
 from .minhash import bands_for, jaccard
 from .progress import METER
 from .recipe.data import DuplicatesConfig
@@ -74,10 +74,7 @@ def find_duplicates(job: DuplicateJob) -> dict[str, Any]:
     parts = open_parts(job.parts)
     dropped = _exact(job, parts) if job.band is None else _near(job, parts)
     order = np.lexsort((dropped["row"], dropped["part"]))
-    beside = job.folder / f"{job.name}.tmp"
-    with open(beside, "wb") as stream:
-        np.save(stream, dropped[order])
-    os.replace(beside, job.folder / f"{job.name}.npy")
+    write_array(job.folder / f"{job.name}.npy", dropped[order])
     return {"dropped": len(dropped)}
 
 

@@ -90,6 +90,8 @@ def leave(scratch: Path) -> None:
 
 def put_in_place(scratch: Path, folder: Path) -> Path | None:
     """Rename `scratch` to `folder`; an earlier result moves to the FOLDER.superseded-N returned."""
+    for left in scratch.glob("*.tmp"):  # of a process that was killed while it wrote
+        left.unlink()
     aside = _free_name(folder) if _occupied(folder) else None
     if aside:
         os.replace(folder, aside)

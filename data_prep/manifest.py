@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import uuid
@@ -17,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xxhash
 
 from .errors import DataError
@@ -40,6 +42,16 @@ def _put_in_place(beside: Path, path: Path) -> None:
     except FileNotFoundError:
         if not path.exists():
             raise
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an array as .npy, never seen half written. NumPy writing to a file itself would hide
+    that a disk is full."""
+    content = io.BytesIO()
+    np.save(content, array)
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_bytes(content.getbuffer())
+    _put_in_place(beside, path)
 
 
 def sync_file(path: Path) -> None:

@@ -23,7 +23,9 @@ from .claims import TaskFolder, beating
 from .errors import PipelineError, RecipeError, StoppedAndSaved
 from .progress import METER, Bar, worker_context
 
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_DISK_ERRORS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST
+}  # fmt: skip
 _POLL_SECONDS = 0.2
 _PARENT_CHECK_SECONDS = 1.0
 

@@ -18,6 +18,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -98,7 +99,8 @@ def prepare_tree(
     folder = Path(data.folder)
     reason = "forced" if force else status(data, tokenizer)
     if reason is None:
-        clear_work(folder)
+        with suppress(OSError):  # a finished folder may be on a disk that is only read
+            clear_work(folder)
         print(f"{folder}: up to date")
         return read_manifest(folder / "manifest.json")
     refuse_foreign(folder)
@@ -270,8 +272,12 @@ def _finish(
     phase = TaskFolder(plan.work("finish"))
     while (claim := phase.claim("finish")) is None:
         time.sleep(0.5)  # the other renames the folder, and looking into it then fails
-    with beating(claim):
-        manifest = _write_manifest(plan, read, shards, tokenizer, started)
+    try:
+        with beating(claim):
+            manifest = _write_manifest(plan, read, shards, tokenizer, started)
+    except BaseException:
+        claim.path.unlink(missing_ok=True)
+        raise
     if aside := put_in_place(plan.scratch, folder):
         print(f"{folder}: the previous data is kept at {aside}")
     _print_summary(manifest)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow as arrow
 
 from .keys import SPLITS, document_keys, mixed, normalised, split_numbers
+from .manifest import write_array
 from .minhash import band_hashes, bands_for, signatures, wordless
 from .reading import Batch, ReadJob
 from .recipe.data import DataConfig
@@ -116,7 +116,4 @@ def _write_bands(path: Path, raws: Sequence[bytes], data: DataConfig) -> None:
     for first in range(0, len(raws), _SIGNED_AT_ONCE):
         signed = signatures(raws[first : first + _SIGNED_AT_ONCE], near.ngram, near.permutations)
         found.append(np.where(wordless(signed)[:, None], 0, band_hashes(signed, *shape)))
-    beside = path.with_suffix(".tmp")
-    with open(beside, "wb") as stream:
-        np.save(stream, np.concatenate(found))
-    os.replace(beside, path)
+    write_array(path, np.concatenate(found))

@@ -282,7 +282,9 @@ def test_tsv_and_joined_columns(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("field", ["label_field", "id_field"])
 def test_bad_bytes_beside_the_text(recipe: Path, field: str) -> None:
-    Path("a.csv").write_bytes(b"text,v\n" + b"a text,1\n" * 200 + b"another,\xff\n")
+    Path("a.csv").write_bytes(
+        b"text,v\n" + b"".join(b"text %d,1\n" % n for n in range(200)) + b"another,\xff\n"
+    )
     tree = tree_over({"kind": "csv", "path": "a.csv", "text_field": "text", field: "v"})
     counts = prepare_tree(tree, workers=1)["counts"]
     assert counts["rejected"] == {"not_utf8": 1} and counts["records"]["read"] == 201
