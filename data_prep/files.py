@@ -25,7 +25,7 @@ BLOCK_BYTES = 2**19  # small enough for a block and what is made of it to stay i
 LONGEST_LINE = 2**27  # bytes
 _SALVAGED_BYTES = 2**8
 _NEWLINE = ord("\n")
-_PACKED_BYTES = 2**14  # read at once, so that a bomb unpacks to megabytes and not to gigabytes
+_PACKED_BYTES = 2**10  # read at once, so that a bomb unpacks to megabytes and not to gigabytes
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 try:
     _ISAL: Any = importlib.import_module("isal.igzip")
@@ -213,7 +213,8 @@ class _ZstdFrames(io.RawIOBase):
 
         self._library = zstandard
         self._file = packed
-        self._packed = self._unpacked = b""
+        self._packed = b""
+        self._unpacked = memoryview(b"")  # a view: cutting off what was read copies nothing
         self._frame: zstandard.ZstdDecompressionObj | None = None
 
     def readable(self) -> bool:
@@ -236,7 +237,7 @@ class _ZstdFrames(io.RawIOBase):
     def _unpack(self) -> None:
         self._frame = self._frame or self._library.ZstdDecompressor().decompressobj()
         try:
-            self._unpacked = self._frame.decompress(self._packed)
+            self._unpacked = memoryview(self._frame.decompress(self._packed))
         except self._library.ZstdError as error:
             raise EOFError(str(error)) from None
         self._packed = self._frame.unused_data

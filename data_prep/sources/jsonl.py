@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Iterator
 from itertools import compress
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..files import Lines, TooLong, read_lines
 from ..recipe.sources import JsonlSource
 from .rows import FieldCheck, Rejects, Rows, as_text, is_unicode
 
+_SHARED_LINE = re.compile(rb"}[ \t\r]*{")
 _Scalar = str | int | float | bool | None
 
 
@@ -75,7 +77,10 @@ class _Reader:
 
     def rows(self, lines: Lines) -> Rows:
         try:
-            found = self._decoder.decode_lines(lines.data)
+            # The decoder does not mind where lines end: objects that share one would go unseen.
+            found = (
+                [] if _SHARED_LINE.search(lines.data) else self._decoder.decode_lines(lines.data)
+            )
             records = np.arange(lines.first, lines.first + lines.total)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             found = []

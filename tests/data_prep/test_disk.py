@@ -78,7 +78,7 @@ def test_a_full_disk(disk: Mount, corpus: None, variant: str) -> None:
             break
         refused(result)
         assert not Path("disk/prepared").exists() and size < 4000
-        size = size * 5 // 4 + 8
+        size = size * 3 // 2 + 8
         disk(f"size={size}k")
     assert len(codes) > 4
     assert_same(contents("disk/prepared"), contents("alone"))
