@@ -40,44 +40,51 @@ def refuse_foreign(folder: Path) -> None:
         raise RecipeError(f"{folder} exists and holds no manifest of prepare; {hint}")
 
 
-def open_scratch(folder: Path, plan: dict[str, Any]) -> Path:
-    """FOLDER.tmp, for making what `plan` says; the work of the same plan is kept.
-
-    `plan` has a `read` entry: what was read and cleaned stays when only the rest has changed;
-    and `direct`, whether reading writes the shards.
-    RecipeError when FOLDER.tmp holds a file that prepare does not write, or somebody is making
-    another thing there.
-    """
+def scratch_of(folder: Path) -> Path:
+    """FOLDER.tmp, made when it is not there. RecipeError when it holds a file that prepare does not
+    write."""
     scratch = folder.with_name(folder.name + ".tmp")
     (scratch / WORK).mkdir(parents=True, exist_ok=True)
     _refuse_in_the_way(scratch)
+    return scratch
+
+
+def open_scratch(scratch: Path, plan: dict[str, Any], me: Claim) -> None:
+    """Begin or go on making what `plan` says; the work of the same plan is kept. `me` is this
+    run's presence: two runs that begin at once see each other before either clears anything.
+
+    `plan` has a `read` entry: what was read and cleaned stays when only the rest has changed;
+    and `direct`, whether reading writes the shards.
+    RecipeError when somebody is making another thing there.
+    """
     path = scratch / PLAN
     while True:
         if create_new(path, json.dumps(plan, ensure_ascii=False)):
-            return scratch
+            return
         if (found := _read_plan(path)) == plan:
-            return scratch
-        _refuse_company(scratch)
+            return
+        _refuse_company(scratch, me)
         _clear(scratch, found.get("read") == plan["read"], plan["direct"])
 
 
 @contextmanager
-def presence(scratch: Path) -> Iterator[None]:
+def presence(scratch: Path) -> Iterator[Claim]:
     """While the body runs, others see that somebody works in the scratch folder."""
     runs = TaskFolder(scratch / WORK / "runs")
     claim = runs.claim(f"run-{uuid.uuid4().hex}")
     assert isinstance(claim, Claim)  # nobody else has that name
     with beating(claim):
         try:
-            yield
+            yield claim
         finally:
             claim.path.unlink(missing_ok=True)
 
 
-def company(scratch: Path) -> str | None:
-    """Another living run in the scratch folder, as words."""
+def company(scratch: Path, me: Claim | None = None) -> str | None:
+    """A living run in the scratch folder other than this one, as words."""
     runs = TaskFolder(scratch / WORK / "runs")
     names = {path.name.partition(".")[0] for path in runs.folder.glob("run-*")}
+    names -= {me.name} if me else set()
     owners = (runs.owner(name) for name in names)
     return next((owner for owner in owners if owner), None)
 
@@ -113,8 +120,8 @@ def _refuse_in_the_way(scratch: Path) -> None:
             raise RecipeError(f"{path} is in the way: prepare works in {scratch}; move it away")
 
 
-def _refuse_company(scratch: Path) -> None:
-    if other := company(scratch):
+def _refuse_company(scratch: Path, me: Claim) -> None:
+    if other := company(scratch, me):
         hint = "wait for it, stop it, or choose another data.folder"
         what = f"{other} is preparing another recipe or other inputs in {scratch}"
         raise RecipeError(f"{what}; {hint}")
@@ -128,7 +135,7 @@ def _read_plan(path: Path) -> dict[str, Any]:
 
 
 def _clear(scratch: Path, keep_read: bool, direct: bool) -> None:
-    kept = {"read", "leaks"} if keep_read else set()
+    kept = {"runs"} | ({"read", "leaks"} if keep_read else set())
     # Where reading writes shards, they are part of what it read. Others are written again.
     kept_suffixes = (".shard",) if keep_read and direct else ()
     if (scratch / WORK).is_dir():

@@ -38,6 +38,7 @@ from .folders import (
     presence,
     put_in_place,
     refuse_foreign,
+    scratch_of,
 )
 from .leaks import LeakIndex
 from .manifest import (
@@ -106,11 +107,12 @@ def prepare_tree(
     refuse_foreign(folder)
     print(f"{folder}: preparing ({reason})", flush=True)
     with disk_errors(folder):
-        scratch = open_scratch(folder, what_is_made(data, tokenizer))
+        scratch = scratch_of(folder)
         crew = Crew(workers or default_workers(data))
         plan = Plan(data, tokenizer, scratch, crew, share)
         try:
-            with presence(scratch), crew:
+            with presence(scratch) as me, crew:
+                open_scratch(scratch, what_is_made(data, tokenizer), me)
                 # Another process may have finished between the first look and this one.
                 late = not force and status(data, tokenizer) is None
                 manifest = None if late else _build(plan, folder)
@@ -118,8 +120,13 @@ def prepare_tree(
                 leave(scratch)
         except FileNotFoundError:
             # Another process finished and renamed the scratch folder under our feet.
-            if scratch.exists() or status(data, tokenizer) is not None:
+            if scratch.exists():
                 raise
+            if status(data, tokenizer) is not None:
+                hint = "its result was left as it is: run again, or choose another data.folder"
+                raise RecipeError(
+                    f"{folder}: another recipe was prepared meanwhile; {hint}"
+                ) from None
             manifest = None
     if manifest is None:
         print(f"{folder}: finished by another process")

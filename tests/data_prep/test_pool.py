@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from conftest import PREPARE, assert_same, contents, finish, run, start
 
+import data_prep.prepare as stage
 from data_prep.claims import TaskFolder
 from data_prep.errors import DataError, PipelineError, RecipeError, StoppedAndSaved
 from data_prep.pool import ALL, Crew, Share, Task, disk_errors, run_tasks
@@ -228,3 +229,36 @@ def test_parts_that_make_no_sense(recipe: Path, tasks: str) -> None:
     code, said = run(*PREPARE, "recipe.yaml", "--tasks", tasks)
     assert code == 2 and "expected I/N" in said
     assert not Path("prepared").exists()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_two_recipes_that_begin_at_once(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """The second runs just before, or just after, the first has written what it makes: one of
+    them is refused, and the folder is wholly that of the other."""
+    second = ["data.split.salt=second"]
+    stage.prepare("recipe.yaml", [*second, "data.folder=second-alone"])
+    stage.prepare("recipe.yaml", ["data.folder=first-alone"])
+    original = stage.open_scratch
+    refused: list[str] = []
+
+    def run(name: str, overrides: list[str]) -> None:
+        try:
+            stage.prepare("recipe.yaml", overrides)
+        except RecipeError:
+            refused.append(name)
+
+    def opened(*arguments: Any) -> None:
+        monkeypatch.setattr(stage, "open_scratch", original)
+        if late:
+            original(*arguments)
+            run("second", second)
+        else:
+            run("second", second)
+            original(*arguments)
+
+    monkeypatch.setattr(stage, "open_scratch", opened)
+    run("first", [])
+    assert refused == (["second"] if late else ["first"])
+    assert_same(contents("prepared"), contents("first-alone" if late else "second-alone"))

@@ -112,6 +112,7 @@ LINES: list[tuple[bytes, str, str | None]] = [
     (b'{"text": "a"', "not_json", None),
     (b'{"text": "a"},', "not_json", None),
     (b'{"text": "a"} {"text": "b"}', "not_json", None),
+    (b'{"text": "a"}{"text": "b"}{"text": "c"}', "not_json", None),
     (b'{"text": "a\x01"}', "not_json", None),
     (b"[" * 100_000, "not_json", None),
     (b'{"text": "a", "n": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "not_json", None),
@@ -149,6 +150,20 @@ def test_a_line_among_others(tmp_path: Path, line: bytes, reason: str, text: str
         ("last", 5),
     ]
     assert bad == ([] if reason in ("text", "blank") else [(2, reason)])
+
+
+def test_indented_json_is_rejected_line_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    row = json.dumps({"text": "a", "n": [1]}, indent=1)
+    path.write_text(f'{row}\n{{"text": "b"}}\n')
+    found, bad = read(source("jsonl", path))
+    # `1` alone is JSON, though no object.
+    assert [(r.text, r.record) for r in found] == [("b", 7)]
+    assert [number for number, _ in bad] == [1, 2, 3, 4, 5, 6]
+    # As many lines as objects, but neither of them on one.
+    path.write_bytes(b'{"text":\n"a"}{"text": "b"}\n')
+    found, bad = read(source("jsonl", path))
+    assert (found, [number for number, _ in bad]) == ([], [1, 2])
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "text"])
