@@ -77,7 +77,7 @@ def test_a_flipped_byte_in_a_shard(tmp_path: Path) -> None:
     content = bytearray(shard.read_bytes())
     content[300] ^= 1
     shard.write_bytes(content)
-    refused(python("run_pretrain.py", recipe), 3, shard.name, "sha256")
+    refused(python("run_pretrain.py", recipe), 3, shard.name, "xxh3")
     assert not (tmp_path / "runs").exists()
 
 
