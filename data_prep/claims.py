@@ -118,7 +118,8 @@ class TaskFolder:
 
 @contextmanager
 def beating(claim: Claim) -> Iterator[None]:
-    """While the body runs, show others that this process lives."""
+    """While the body runs, show others that this process lives; when it fails, let go of the
+    claim, for which nobody need wait then."""
     stopped = threading.Event()
 
     def beat() -> None:
@@ -132,6 +133,9 @@ def beating(claim: Claim) -> Iterator[None]:
     thread.start()
     try:
         yield
+    except BaseException:
+        claim.path.unlink(missing_ok=True)
+        raise
     finally:
         stopped.set()
         thread.join()

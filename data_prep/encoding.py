@@ -108,9 +108,9 @@ def plan_shards(
 def _part_edges(sizes: Sequence[float], first_ranks: Sequence[int], count: int) -> list[int]:
     if not count:
         return []
-    edges, gathered = [0], 0.0
+    edges, gathered, total = [0], 0.0, sum(sizes)
     for size, rank in zip(sizes, first_ranks, strict=True):
-        if gathered >= sum(sizes) * len(edges) / count:
+        if gathered >= total * len(edges) / count:
             edges.append(rank)
         gathered += size
     return [*edges, _FULL]
@@ -180,7 +180,7 @@ def _gather(job: EncodeJob, counts: Counter[str]) -> tuple[Documents, np.ndarray
             weights.append(np.full(len(rows), origin.weight))
         part.forget()
     if not pieces:
-        return part_of_nothing(), np.empty(0, np.int64)
+        return _nothing(), np.empty(0, np.int64)
     together = _joined(pieces)
     METER.add(len(_text_bytes(together.text)), len(together))
     order = _order(job, together, np.concatenate(weights), counts)
@@ -217,7 +217,7 @@ def _places(job: EncodeJob, ranks: np.ndarray) -> np.ndarray:
     return places
 
 
-def part_of_nothing() -> Documents:
+def _nothing() -> Documents:
     """No documents."""
     none = np.empty(0, np.uint64)
     empty = arrow.array([], arrow.binary())

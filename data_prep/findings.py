@@ -55,12 +55,21 @@ def check_read(data: DataConfig, read: Sequence[dict[str, Any]]) -> None:
 def _samples(read: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Where the first rejected records stand, by their number in the file and not in the byte
     range of a task."""
-    found: list[dict[str, Any]] = []
-    before: Counter[int] = Counter()
+    return [
+        sample | {"record": sample["record"] + before}
+        for result, before in zip(read, lines_before(read), strict=True)
+        for sample in result["samples"]
+    ]
+
+
+def lines_before(read: Sequence[dict[str, Any]]) -> list[int]:
+    """Of each read task: the lines of its file before its byte range, which its own numbers of
+    records lack."""
+    found: list[int] = []
+    lines: Counter[int] = Counter()
     for result in read:
-        lines = before[result["file"]]
-        found += [s | {"record": s["record"] + lines} for s in result["samples"]]
-        before[result["file"]] += result["lines"]
+        found.append(lines[result["file"]])
+        lines[result["file"]] += result["lines"]
     return found
 
 

@@ -85,10 +85,10 @@ def _show_documents(prepared: Prepared, tokenizer: Tokenizer, count: int, seed: 
     split = prepared.split("train")
     random = np.random.default_rng(seed)
     chosen = random.choice(split.documents, min(count, split.documents), replace=False)
-    origins = _origins(prepared)
+    origins, ends = _origins(prepared), split.document_ends
     for index in sorted(chosen.tolist()):
-        start = int(split.document_ends[index - 1]) if index else 0
-        text = tokenizer.decode(split.read(start, int(split.document_ends[index])))
+        start = int(ends[index - 1]) if index else 0
+        text = tokenizer.decode(split.read(start, int(ends[index])))
         print(f"train document {index} ({origins(index)}): {text[:_SHOWN_CHARACTERS]!r}")
 
 

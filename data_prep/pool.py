@@ -97,11 +97,12 @@ def run_tasks(
     open_tasks = [task for task in tasks if results[task.name] is None]
     if open_tasks:
         done = sum(task.size for task in tasks) - sum(task.size for task in open_tasks)
-        mine = [t for n, t in enumerate(tasks) if n % share.parts == share.part]
-        mine = [task for task in mine if task in open_tasks]
+        parts = {task.name: number % share.parts for number, task in enumerate(tasks)}
+        mine = [task for task in open_tasks if parts[task.name] == share.part]
+        others = [task for task in open_tasks if parts[task.name] != share.part]
         with Bar(title, sum(task.size for task in tasks), done) as bar:
             _work_off(phase, mine, work, crew, bar)
-            _await_others(phase, title, [task for task in open_tasks if task not in mine])
+            _await_others(phase, title, others)
     for name, result in results.items():
         results[name] = result if result is not None else phase.result(name)
     return list(results.values())  # type: ignore[arg-type]
@@ -180,12 +181,8 @@ def _attempt(folder: Path, task: Task, work: Work) -> bool:
     claim = phase.claim(task.name)
     if claim is None:
         return phase.result(task.name) is not None
-    try:
-        with beating(claim):
-            result = work(task.argument)
-    except BaseException:
-        claim.path.unlink(missing_ok=True)  # nobody need wait for it
-        raise
+    with beating(claim):
+        result = work(task.argument)
     phase.finish(claim, result)
     return True
 

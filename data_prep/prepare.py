@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -30,7 +29,7 @@ from .direct import ShardSink, goes_directly, index_task, plan_indexes
 from .duplicates import Dropped, DuplicateJob, find_duplicates, plan_exact, plan_near
 from .encoding import EncodeJob, PartOrigin, encode_task, plan_shards, sample_texts
 from .errors import RecipeError
-from .findings import check_read, gather_findings
+from .findings import check_read, gather_findings, lines_before
 from .folders import (
     clear_work,
     leave,
@@ -254,22 +253,18 @@ def _index(plan: Plan, read: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _origins(plan: Plan, read: Sequence[dict[str, Any]]) -> list[PartOrigin]:
     """Where each part comes from, in reading order."""
-    origins: list[PartOrigin] = []
-    lines: Counter[int] = Counter()  # of each file, in the tasks before
-    for number, result in enumerate(read):
-        for name, part in result["parts"].items():
-            origins.append(
-                PartOrigin(
-                    path=plan.work("read") / f"{name}.arrow",
-                    file=result["path"],
-                    lines_before=lines[result["file"]],
-                    weight=plan.data.sources[result["source"]].weight,
-                    first_rank=first_rank(number, part["before"]),
-                    bytes_per_split=part["bytes"],
-                )
-            )
-        lines[result["file"]] += result["lines"]
-    return origins
+    return [
+        PartOrigin(
+            path=plan.work("read") / f"{name}.arrow",
+            file=result["path"],
+            lines_before=before,
+            weight=plan.data.sources[result["source"]].weight,
+            first_rank=first_rank(number, part["before"]),
+            bytes_per_split=part["bytes"],
+        )
+        for number, (result, before) in enumerate(zip(read, lines_before(read), strict=True))
+        for name, part in result["parts"].items()
+    ]
 
 
 def _finish(
@@ -279,12 +274,8 @@ def _finish(
     phase = TaskFolder(plan.work("finish"))
     while (claim := phase.claim("finish")) is None:
         time.sleep(0.5)  # the other renames the folder, and looking into it then fails
-    try:
-        with beating(claim):
-            manifest = _write_manifest(plan, read, shards, tokenizer, started)
-    except BaseException:
-        claim.path.unlink(missing_ok=True)
-        raise
+    with beating(claim):
+        manifest = _write_manifest(plan, read, shards, tokenizer, started)
     if aside := put_in_place(plan.scratch, folder):
         print(f"{folder}: the previous data is kept at {aside}")
     _print_summary(manifest)

@@ -36,8 +36,7 @@ def read_jsonl(
     check = FieldCheck(path, source.fields if span[0] == 0 else [])
     for lines in read_lines(path, *span, tolerate_damage):
         if isinstance(lines, TooLong):
-            rejects.add(path, lines.number, "too_long_line", f"{lines.size:,} bytes")
-            rejects.lines = lines.number
+            rejects.add_too_long(path, lines)
             continue
         if check.pending:
             _show(check, lines)

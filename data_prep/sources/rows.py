@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import DataError
+from ..files import TooLong
 
 _SAMPLED_PER_REASON = 20
 _ROWS_TO_MEET_FIELDS = 1000  # rows after which a field that none of them had is an error
@@ -39,6 +40,11 @@ class Rejects:
         if self.counts[reason] <= _SAMPLED_PER_REASON:
             found = {"file": str(path), "record": record, "reason": reason}
             self.samples.append(found | ({"detail": detail[:200]} if detail else {}))
+
+    def add_too_long(self, path: Path, line: TooLong) -> None:
+        """Count a line that was passed over for its length."""
+        self.add(path, line.number, "too_long_line", f"{line.size:,} bytes")
+        self.lines = line.number
 
 
 class FieldCheck:

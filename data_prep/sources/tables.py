@@ -71,8 +71,7 @@ class _TextLines:
     def _read(self) -> Iterator[str]:
         for lines in read_lines(self._path, tolerate_damage=self._tolerate):
             if isinstance(lines, TooLong):
-                detail = f"{lines.size:,} bytes"
-                self._rejects.add(self._path, lines.number, "too_long_line", detail)
+                self._rejects.add_too_long(self._path, lines)
                 continue
             # Bytes that are no UTF-8 travel as surrogates, so that only their row is rejected.
             text = lines.data.decode("utf-8", "surrogateescape")

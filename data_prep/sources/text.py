@@ -66,8 +66,7 @@ def _blocks(
 ) -> Iterator[Lines]:
     for lines in read_lines(path, *span, tolerate_damage):
         if isinstance(lines, TooLong):
-            rejects.add(path, lines.number, "too_long_line", f"{lines.size:,} bytes")
-            rejects.lines = lines.number
+            rejects.add_too_long(path, lines)
         else:
             yield lines
             rejects.lines = lines.first + lines.total - 1
