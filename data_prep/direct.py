@@ -18,6 +18,7 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 
 from .keys import SPLITS, document_keys, split_numbers
+from .manifest import FileRecord, write_atomic
 from .reading import Batch, ReadJob
 from .recipe.data import DataConfig
 from .recipe.tokenizer import AnyTokenizerConfig
@@ -133,6 +134,9 @@ def plan_indexes(
 
 def index_task(job: IndexJob) -> dict[str, Any]:
     """Write the index of one shard where it stays."""
+    if not job.before:  # the head of a file: the numbers are right as they are
+        write_atomic(job.target, job.source.read_bytes())
+        return {"index": FileRecord.of(job.target, job.target.parent).as_json(), "counts": {}}
     table = parquet.read_table(job.source)
     record = arrow.array(table["record"].to_numpy() + np.uint64(job.before), arrow.uint64())
     table = table.set_column(table.schema.get_field_index("record"), "record", record)

@@ -41,11 +41,17 @@ DAMAGE: Any = (  # exception types; Any, because those of isal have no known typ
 
 
 class Lines(NamedTuple):
-    """Whole lines as they stand in the file, the number of the first (from 1), and how many."""
+    """Whole lines as they stand in the file, the number of the first (from 1), and where in the
+    data each newline is. Only the last line of a file may lack one: then it comes alone."""
 
     data: bytes
     first: int
-    total: int
+    newlines: np.ndarray
+
+    @property
+    def total(self) -> int:
+        """How many lines."""
+        return len(self.newlines) or 1
 
 
 class TooLong(NamedTuple):
@@ -139,15 +145,14 @@ def read_lines(
         else:
             data = b"".join([*pending, memoryview(block)[:cut]])
         if data:
-            # Faster than bytes.count where there are many.
-            count = int(np.count_nonzero(np.frombuffer(data, np.uint8) == _NEWLINE))
-            yield Lines(data, number, count)
-            number += count
+            newlines = np.flatnonzero(np.frombuffer(data, np.uint8) == _NEWLINE)
+            yield Lines(data, number, newlines)
+            number += len(newlines)
         pending, size, skipping = [block[cut:]], len(block) - cut, False
     if skipping:
         yield TooLong(number, size)
     elif data := b"".join(pending):
-        yield Lines(data, number, 1)
+        yield Lines(data, number, np.empty(0, np.int64))
 
 
 def read_whole(path: Path, tolerate_damage: bool = False) -> bytes:

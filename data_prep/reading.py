@@ -131,9 +131,9 @@ class _Cleaner:
 
     def clean(self, rows: Rows) -> Batch:
         # A document that was cut gives several texts of one record.
-        records = int(np.count_nonzero(np.diff(rows.records, prepend=-1)))
-        self.counts["records_read"] += records
-        self.counts["cut"] += len(rows.texts) - records
+        again = int(np.count_nonzero(rows.records[1:] == rows.records[:-1]))
+        self.counts["records_read"] += len(rows.texts) - again
+        self.counts["cut"] += again
         texts = clean_texts(rows.texts, self._data.clean, self.counts)
         if kinds := self._data.personal.scrub:
             texts = [text and scrub(text, kinds, self.counts) for text in texts]

@@ -20,6 +20,7 @@ from ..recipe.sources import JsonlSource
 from .rows import FieldCheck, Rejects, Rows, as_text, is_unicode
 
 _SHARED_LINE = re.compile(rb"}[ \t\r]*{")
+_OPENING, _CLOSING = b"{}"
 _Scalar = str | int | float | bool | None
 
 
@@ -77,9 +78,8 @@ class _Reader:
     def rows(self, lines: Lines) -> Rows:
         try:
             # The decoder does not mind where lines end: objects that share one would go unseen.
-            found = (
-                [] if _SHARED_LINE.search(lines.data) else self._decoder.decode_lines(lines.data)
-            )
+            shared = not _is_plain(lines) and _SHARED_LINE.search(lines.data)
+            found = [] if shared else self._decoder.decode_lines(lines.data)
             records = np.arange(lines.first, lines.first + lines.total)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             found = []
@@ -141,6 +141,15 @@ class _Reader:
                 self._rejects.add(self._path, number, "not_unicode", f"in {name!r}")
                 return None
         return self._struct(*values)
+
+
+def _is_plain(lines: Lines) -> bool:
+    """Whether every line begins with a brace and ends with one. No newline can then stand inside
+    of valid JSON, so each line holds an object at least, and as many objects as lines mean one
+    in each. Many times as fast as a search."""
+    data, newlines = np.frombuffer(lines.data, np.uint8), lines.newlines
+    begins, ends = data[newlines[:-1] + 1], data[newlines - 1]
+    return bool(data[0] == _OPENING and (begins == _OPENING).all() and (ends == _CLOSING).all())
 
 
 def _lenient(line: bytes) -> Any:
