@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .window import MLSTMWindow
+from .window_cpu import Pool
 
 
 class MultiplicativeLSTM(nn.Module):
@@ -70,16 +71,13 @@ class MultiplicativeLSTMLayer(nn.Module):
         nn.init.uniform_(self.bias, -bound, bound)
         with torch.no_grad():
             self.bias[hidden : 2 * hidden] += forget_bias
+        self._pool = Pool()
 
     def forward(self, x: Tensor, state: Tensor, resets: Tensor | None) -> tuple[Tensor, Tensor]:
-        # The products with the input need no recurrence: one for the whole window, time-major.
-        x = x.transpose(0, 1)
-        mx = torch.nn.functional.linear(x, self.w_mx())
-        zx = torch.nn.functional.linear(x, self.w_x(), self.bias)
-        keep = None if resets is None else (~resets).t().unsqueeze(-1).to(x.dtype)
+        weights = (self.w_mx(), self.w_x(), self.bias, self.w_mh(), self.w_h())
         c, h = state.unbind(1)
-        hidden, c = MLSTMWindow.apply(mx, zx, self.w_mh(), self.w_h(), c, h, keep)
-        return hidden.transpose(0, 1), torch.stack([c, hidden[-1]], dim=1)
+        hidden, c = MLSTMWindow.apply(x.transpose(0, 1).contiguous(), *weights, c, h, resets, self._pool)
+        return hidden, torch.stack([c, hidden[:, -1]], dim=1)
 
 
 class NormedMatrix(nn.Module):
