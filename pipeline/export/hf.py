@@ -31,7 +31,14 @@ from pipeline.train.checkpoint import find_checkpoint
 from pipeline.train.module import TrainModule, build_module
 from pipeline.train.state import load_tensors, read_trainer
 
-_MLSTM_FILES = ("cell.py", "window.py", "window_cpu.py", "products.py", "configuration_mlstm.py", "modeling_mlstm.py")
+_MLSTM_FILES = (
+    "cell.py",
+    "window.py",
+    "window_cpu.py",
+    "products.py",
+    "configuration_mlstm.py",
+    "modeling_mlstm.py",
+)
 _AUTO_MAP = {
     "AutoConfig": "configuration_mlstm.MLSTMConfig",
     "AutoModelForCausalLM": "modeling_mlstm.MLSTMForCausalLM",

@@ -76,7 +76,9 @@ class MultiplicativeLSTMLayer(nn.Module):
     def forward(self, x: Tensor, state: Tensor, resets: Tensor | None) -> tuple[Tensor, Tensor]:
         weights = (self.w_mx(), self.w_x(), self.bias, self.w_mh(), self.w_h())
         c, h = state.unbind(1)
-        hidden, c = MLSTMWindow.apply(x.transpose(0, 1).contiguous(), *weights, c, h, resets, self._pool)
+        hidden, c = MLSTMWindow.apply(
+            x.transpose(0, 1).contiguous(), *weights, c, h, resets, self._pool
+        )
         return hidden, torch.stack([c, hidden[:, -1]], dim=1)
 
 

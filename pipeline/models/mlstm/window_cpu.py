@@ -18,7 +18,7 @@ from .products import product
 
 Weights = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # w_mx, w_x, bias, w_mh, w_h
 
-_CHUNK_TOKENS = 2048  # lanes times steps
+_CHUNK_STEPS = 16
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 
@@ -67,13 +67,39 @@ class Pool:
         return self._last, buffers
 
 
-class _Chunk(NamedTuple):
-    """A few steps of the window: their inputs (n * B, E), W_mx x as (H, n, B), and the operand
-    [m; x; 1] as (n, H + E + 1, B), its m not yet filled in."""
+class _Chunk:
+    """Working memory of n steps in a row, taken again by chunk after chunk."""
 
-    x: Tensor
-    mx: Tensor
-    operand: Tensor
+    def __init__(self, n: int, x: Tensor, hidden: int) -> None:
+        self.n, (_, lanes, size) = n, x.shape
+        self.operand = x.new_ones(n, hidden + size + 1, lanes)  # [m; x; 1]
+        self.m = self.operand[:, :hidden]
+
+    def fill(self, x: Tensor, w_mx: Tensor, span: range) -> None:
+        """Take the inputs of the steps, and their products with W_mx."""
+        steps, hidden = x[span.start : span.stop], len(w_mx)
+        self.operand[:, hidden:-1] = steps.transpose(1, 2)
+        self.x = steps.reshape(-1, x.shape[2])  # (n * B, E)
+        self.mx = product(w_mx, self.x).view(hidden, self.n, -1)  # (H, n, B)
+
+
+class _Gradients:
+    """Gradients of the steps of a chunk, and where operands are packed for a product over them."""
+
+    def __init__(self, n: int, x: Tensor, hidden: int) -> None:
+        lanes, size = x.shape[1:]
+        self.z = x.new_empty(n, 4 * hidden, lanes)
+        self.mh = x.new_empty(n, hidden, lanes)
+        self.mx = x.new_empty(hidden, n, lanes)
+        self.x = x.new_empty(size, n, lanes)
+        self._left = x.new_empty(4 * hidden, n, lanes)
+        self._right = x.new_empty(hidden + size + 1, n, lanes)
+
+    def product(self, left: Tensor, right: Tensor) -> Tensor:
+        """The sum over steps of left @ right.T, for (n, rows, B) each: one product."""
+        left = self._left[: left.shape[1]].copy_(left.transpose(0, 1))
+        right = self._right[: right.shape[1]].copy_(right.transpose(0, 1))
+        return product(left.flatten(1), right.flatten(1))
 
 
 def forward(
@@ -89,26 +115,34 @@ def forward(
     w_mx, w_x, bias, w_mh, w_h = weights
     steps, lanes, hidden = *x.shape[:2], len(w_mh)
     keep = _keep(resets, steps, x.dtype)
-    kept, (gates, mh, c, h) = pool.take((steps, lanes, hidden), x, keep, pending)
+    kept, buffers = pool.take((steps, lanes, hidden), x, keep, pending)
     w_z = torch.cat([w_h, w_x, bias.unsqueeze(1)], dim=1)
-    w_z[3 * hidden :] *= 2  # tanh(z) = 2 sigmoid(2 z) - 1, and torch's tanh takes many times as long
+    w_z[3 * hidden :] *= (
+        2  # tanh(z) = 2 sigmoid(2 z) - 1, and torch's tanh takes many times as long
+    )
     out = x.new_empty(lanes, steps, hidden)
-    c[0], h[0] = c0.t(), h0.t()
-    _mask(h[0], keep[0])
-    scratch = torch.empty_like(c[0])
-    for span in _spans(steps, lanes):
-        chunk = _chunk(x, w_mx, hidden, span)
+    buffers.c[0], buffers.h[0] = c0.t(), h0.t()
+    _mask(buffers.h[0], keep[0])
+    scratch = torch.empty_like(buffers.c[0])
+    # One view each for all steps at once: made step by step they take as long as the arithmetic.
+    i, f, o, u = (gate.unbind() for gate in buffers.gates.chunk(4, dim=1))
+    gates, mh, c, h = (buffer.unbind() for buffer in buffers)
+    h_rows, out_rows = buffers.h.transpose(1, 2).unbind(), out.unbind(1)
+    chunk: _Chunk | None = None
+    for span in _spans(steps):
+        if chunk is None or chunk.n != len(span):
+            chunk = _Chunk(len(span), x, hidden)
+        chunk.fill(x, w_mx, span)
+        mx, m, operand = chunk.mx.unbind(1), chunk.m.unbind(), chunk.operand.mT.unbind()
         for k, t in enumerate(span):
-            mh[t] = product(w_mh, h[t].t())
-            operand = chunk.operand[k]
-            torch.mul(chunk.mx[:, k], mh[t], out=operand[:hidden])
-            torch.sigmoid(product(w_z, operand.t()), out=gates[t])
-            i, f, o, u = gates[t].chunk(4)
-            u.mul_(2).sub_(1)
-            torch.mul(f, _masked(c[t], keep[t]), out=c[t + 1])
-            c[t + 1].addcmul_(i, u)
-            torch.mul(o, _tanh(c[t + 1], out=scratch), out=h[t + 1])
-            out[:, t] = h[t + 1].t()
+            mh[t].copy_(product(w_mh, h_rows[t]))
+            torch.mul(mx[k], mh[t], out=m[k])
+            torch.sigmoid(product(w_z, operand[k]), out=gates[t])
+            u[t].mul_(2.0).sub_(1.0)
+            torch.mul(f[t], _masked(c[t], keep[t]), out=c[t + 1])
+            c[t + 1].addcmul_(i[t], u[t])
+            torch.mul(o[t], _tanh(c[t + 1], out=scratch), out=h[t + 1])
+            out_rows[t].copy_(h_rows[t + 1])
             _mask(h[t + 1], keep[t + 1])
     return out, c[-1].t().contiguous(), kept
 
@@ -133,26 +167,30 @@ def backward(
     d_w_mx, d_w_mh = torch.zeros_like(w_mx), torch.zeros_like(w_mh)
     d_c, d_h = d_c_last.t().contiguous(), x.new_zeros(hidden, lanes)
     scratch = torch.empty_like(d_c), torch.empty_like(d_c)
-    for span in reversed(_spans(steps, lanes)):
-        chunk, n = _chunk(x, w_mx, hidden, span), len(span)
-        d_z, d_mh = x.new_empty(n, 4 * hidden, lanes), x.new_empty(n, hidden, lanes)
-        d_mx, d_input = x.new_empty(hidden, n, lanes), x.new_empty(x.shape[2], n, lanes)
+    d_out_rows, mh = d_out.unbind(1), buffers.mh.unbind()
+    chunk: _Chunk | None = None
+    for span in reversed(_spans(steps)):
+        if chunk is None or chunk.n != len(span):
+            chunk, d = _Chunk(len(span), x, hidden), _Gradients(len(span), x, hidden)
+        chunk.fill(x, w_mx, span)
+        d_z, d_mx, d_mh, d_x_steps = d.z.unbind(), d.mx.unbind(1), d.mh.unbind(), d.x.unbind(1)
+        mx = chunk.mx.unbind(1)
         for k, t in reversed(list(enumerate(span))):
-            d_h.add_(d_out[:, t].t())
+            d_h.add_(d_out_rows[t].t())
             _gates_backward(buffers, t, keep[t], d_h, d_c, d_z[k], scratch)
-            d_operand = product(into, d_z[k].t())
-            d_m, d_input[:, k] = d_operand[:hidden], d_operand[hidden:]
-            torch.mul(d_m, buffers.mh[t], out=d_mx[:, k])
-            torch.mul(d_m, chunk.mx[:, k], out=d_mh[k])
+            d_m, d_input = product(into, d_z[k].t()).split([hidden, x.shape[2]])
+            d_x_steps[k].copy_(d_input)
+            torch.mul(d_m, mh[t], out=d_mx[k])
+            torch.mul(d_m, mx[k], out=d_mh[k])
             d_h = product(into_h, d_mh[k].t())
             _mask(d_h, keep[t])
-        steps_of_chunk = slice(span.start, span.stop)
-        torch.mul(chunk.mx.transpose(0, 1), buffers.mh[steps_of_chunk], out=chunk.operand[:, :hidden])
-        d_w_z += product(_packed(d_z), _packed(chunk.operand))
-        d_w_mh += product(_packed(d_mh), _packed(buffers.h[steps_of_chunk]))
-        d_w_mx += product(d_mx.flatten(1), chunk.x.t())
-        d_input += product(into_x, d_mx.flatten(1).t()).view_as(d_input)
-        d_x[steps_of_chunk] = d_input.permute(1, 2, 0)
+        steps_here = slice(span.start, span.stop)
+        torch.mul(chunk.mx.transpose(0, 1), buffers.mh[steps_here], out=chunk.m)
+        d_w_z += d.product(d.z, chunk.operand)
+        d_w_mh += d.product(d.mh, buffers.h[steps_here])
+        d_w_mx += product(d.mx.flatten(1), chunk.x.t())
+        d.x += product(into_x, d.mx.flatten(1).t()).view_as(d.x)
+        d_x[steps_here] = d.x.permute(1, 2, 0)
     kept.pending = False
     d_w_h, d_w_x, d_bias = d_w_z.split([hidden, x.shape[2], 1], dim=1)
     return d_x, d_w_mx, d_w_x, d_bias.squeeze(1), d_w_mh, d_w_h, d_c.t(), d_h.t()
@@ -169,8 +207,8 @@ def _gates_backward(
 ) -> None:
     """From the gradients of h_t and c_t to that of z_t, in `d_z`, and of the c before, in `d_c`.
     `d_h` is used up."""
-    hidden = len(d_h)
-    i, f, o, u = buffers.gates[t].chunk(4)
+    gates, hidden = buffers.gates[t], len(d_h)
+    i, f, o, u = gates.chunk(4)
     d_i, d_f, d_o, d_u = d_z.chunk(4)
     tanh_c = _tanh(buffers.c[t + 1], out=scratch[0])
     torch.mul(d_h, tanh_c, out=d_o)
@@ -178,36 +216,21 @@ def _gates_backward(
     torch.mul(d_c, u, out=d_i)
     torch.mul(d_c, _masked(buffers.c[t], keep), out=d_f)
     torch.mul(d_c, i, out=d_u)
-    sigmoids = slice(0, 3 * hidden)
-    _sigmoid_backward(d_z[sigmoids], buffers.gates[t][sigmoids], grad_input=d_z[sigmoids])
+    d_sigmoids = d_z[: 3 * hidden]
+    _sigmoid_backward(d_sigmoids, gates[: 3 * hidden], grad_input=d_sigmoids)
     _tanh_backward(d_u, u, grad_input=d_u)
     d_c.mul_(f)
     _mask(d_c, keep)
 
 
 def _tanh(values: Tensor, out: Tensor) -> Tensor:
-    torch.mul(values, 2, out=out)
-    return out.sigmoid_().mul_(2).sub_(1)
+    torch.add(values, values, out=out)
+    return out.sigmoid_().mul_(2.0).sub_(1.0)
 
 
-def _spans(steps: int, lanes: int) -> list[range]:
-    length = max(1, _CHUNK_TOKENS // lanes)
-    return [range(first, min(first + length, steps)) for first in range(0, steps, length)]
-
-
-def _chunk(x: Tensor, w_mx: Tensor, hidden: int, span: range) -> _Chunk:
-    inputs = x[span.start : span.stop]
-    n, lanes, size = inputs.shape
-    rows = inputs.reshape(n * lanes, size)
-    operand = x.new_empty(n, hidden + size + 1, lanes)
-    operand[:, hidden:-1] = inputs.transpose(1, 2)
-    operand[:, -1] = 1
-    return _Chunk(rows, product(w_mx, rows).view(hidden, n, lanes), operand)
-
-
-def _packed(steps: Tensor) -> Tensor:
-    """(n, rows, B) as (rows, n * B)."""
-    return steps.transpose(0, 1).flatten(1)
+def _spans(steps: int) -> list[range]:
+    edges = range(0, steps, _CHUNK_STEPS)
+    return [range(first, min(first + _CHUNK_STEPS, steps)) for first in edges]
 
 
 def _keep(resets: Tensor | None, steps: int, dtype: torch.dtype) -> list[Tensor | None]:
