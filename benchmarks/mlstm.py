@@ -124,7 +124,7 @@ class _Operands:
 
 
 def _lstm_hidden(parameters: int) -> int:
-    """Width of the LSTM that has about as many parameters, rounded to 8, which suits every kernel."""
+    """Width of the LSTM that has about as many parameters, rounded up to 8."""
     width = 8
     while 4 * width * (width + _INPUTS) + 8 * width < parameters:
         width += 8

@@ -4,6 +4,7 @@ python -m pipeline run recipes/demo_mlstm.yaml           every stage that is not
 python -m pipeline run studies/demo_seeds.yaml --detach  all arms of a study
 python -m pipeline status recipes/demo_mlstm.yaml        what is done, what would run and why
 python -m pipeline compare runs/a runs/b                 two runs side by side
+python -m pipeline sample runs/a/export "This is"        text from an exported model
 python -m pipeline init reviews.csv --minutes 30         a recipe for your own text
 """
 
@@ -49,8 +50,23 @@ def parse(argv: list[str]) -> argparse.Namespace:
     init.add_argument("--minutes", type=float, default=30, help="time to train (default 30)")
     init.add_argument("--out", type=Path, help="recipe to write (default recipes/NAME.yaml)")
     init.add_argument("--kind", choices=("transformer", "mlstm"), default="transformer")
+    sample = commands.add_parser("sample", help="have an exported model go on with a text")
+    sample.add_argument("export", type=Path, help="folder of the export")
+    sample.add_argument("prompts", nargs="+", metavar="TEXT", help="beginnings to go on from")
+    sample.add_argument("--tokens", type=int, default=200, help="tokens to write (default 200)")
+    sample.add_argument("--temperature", type=float, default=0.8, help="above 0 (default 0.8)")
+    sample.add_argument("--seed", type=int, default=0, help="the same seed gives the same text")
+    sample.add_argument(
+        "--clamp", action="append", default=[], type=_clamp, metavar="UNIT=VALUE",
+        help="mLSTM: hold a unit of the last layer at a value; may be repeated",
+    )  # fmt: skip
     commands.add_parser("keys", help="explain every recipe key with type, unit and default")
     return parser.parse_args(argv)
+
+
+def _clamp(text: str) -> tuple[int, float]:
+    unit, _, value = text.partition("=")
+    return int(unit), float(value)
 
 
 def _with_recipe(
@@ -79,6 +95,13 @@ def main(argv: list[str]) -> None:
 
         out = arguments.out or Path("recipes") / f"{arguments.file.name.split('.')[0]}.yaml"
         init_recipe(arguments.file, out, arguments.minutes, kind=arguments.kind)
+    elif arguments.command == "sample":
+        from pipeline.evaluate.samples import print_samples
+
+        print_samples(
+            arguments.export, arguments.prompts, arguments.tokens, arguments.temperature,
+            arguments.seed, dict(arguments.clamp),
+        )  # fmt: skip
     elif arguments.command == "keys":
         from data_prep.recipe.loader import describe
         from pipeline.recipe import Recipe

@@ -14,8 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from data_prep.errors import DataError
 from data_prep.tokenizers import Tokenizer, load_tokenizer
-from pipeline.evaluate.pooling import Framing, pooled, position_limit
+from pipeline.evaluate.pooling import Framing, pooled, position_limit, streamed
 from pipeline.export.register import register_models
+
+_STREAMED_ROWS = 128  # texts that a recurrent model reads side by side
 
 
 class LanguageModel:
@@ -68,25 +70,34 @@ class LanguageModel:
     def features(self, texts: Sequence[str], batch_tokens: int = 8192) -> np.ndarray:
         """One vector per text, (n, d) float32, in the order of `texts`; see `pooling`.
 
-        Texts of similar length are computed together, `batch_tokens` tokens with padding at a time,
-        a longer text alone. A Transformer reads a text up to its last position. DataError when a
-        text is empty.
+        Texts of similar length are computed together; a Transformer takes `batch_tokens` tokens
+        with padding at a time, a longer text alone. A Transformer reads a text up to its
+        last position. DataError when a text is empty.
         """
         if "" in texts:
             raise DataError(f"text {list(texts).index('')} is empty and has no features; remove it")
         ids = self.framing.encode(texts, self.position_limit)
         vectors: list[np.ndarray] = [np.empty(0)] * len(ids)
         with tqdm(total=len(ids), desc="features", unit="text", disable=None) as progress:
-            for members in _batches([len(row) for row in ids], batch_tokens):
+            for members in self._batches([len(row) for row in ids], batch_tokens):
                 rows = self.framing.rows([ids[i] for i in members]).to(self.device)
-                for i, vector in zip(members, pooled(self.model, rows).cpu().numpy(), strict=True):
+                found = streamed(self.model, rows) if self.recurrent else pooled(self.model, rows)
+                for i, vector in zip(members, found.cpu().numpy(), strict=True):
                     vectors[i] = vector
                 progress.update(len(members))
         return np.stack(vectors).astype(np.float32)
 
+    def _batches(self, lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+        """Indices by length, longest first, so that a batch too large for the memory fails at once.
+        A recurrent model takes many rows at any length, as it reads a few steps at a time."""
+        if self.recurrent:
+            longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+            edges = range(0, len(lengths), _STREAMED_ROWS)
+            return [longest_first[first : first + _STREAMED_ROWS] for first in edges]
+        return _batches(lengths, batch_tokens)
+
 
 def _batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Indices by length, longest first, so that a batch too large for the memory fails at once."""
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > batch_tokens:

@@ -18,6 +18,8 @@ from torch import Tensor
 from data_prep.tokenizers import Tokenizer
 from pipeline.models.mlstm.modeling_mlstm import MLSTMForCausalLM
 
+_STREAMED_STEPS = 128
+
 
 class PooledRows(NamedTuple):
     """Padded rows (B, T): ids int64; marks bool, the first byte (mLSTM) or the pooled tokens."""
@@ -72,6 +74,17 @@ def pooled(model: Any, rows: PooledRows) -> Tensor:
     hidden = model.base_model(input_ids=rows.ids, use_cache=False).last_hidden_state
     shares = rows.marks.unsqueeze(-1).to(hidden.dtype)
     return (hidden * shares).sum(dim=1) / shares.sum(dim=1)
+
+
+@torch.no_grad()
+def streamed(model: MLSTMForCausalLM, rows: PooledRows) -> Tensor:
+    """The vectors of `pooled` for an mLSTM, a few steps at a time: memory for these is enough."""
+    state = None
+    for at in range(0, rows.ids.shape[1], _STREAMED_STEPS):
+        here = slice(at, at + _STREAMED_STEPS)
+        _, state = model.hidden(rows.ids[:, here], state, rows.marks[:, here])
+    assert state is not None
+    return state[:, -1, 0]
 
 
 def position_limit(config: Any) -> int | None:

@@ -15,12 +15,14 @@ from pipeline.evaluate.heldout import heldout
 from pipeline.evaluate.model import LanguageModel
 from pipeline.evaluate.samples import samples
 from pipeline.evaluate.sentiment import sentiment
+from pipeline.evaluate.transfer import transfer
 from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder, StageOutput
 
 
 def evaluate_model(recipe: Recipe) -> StageOutput:
-    """Write evals/heldout.json, and samples.json and sentiment.json where the recipe asks for them.
+    """Write evals/heldout.json, and samples.json, sentiment.json and transfer.json where the recipe
+    asks for them.
 
     RecipeError when one of them exists already; DataError when there is no export, when it was made
     with another tokenizer, or when an evaluation's text is not what the recipe says.
@@ -30,6 +32,7 @@ def evaluate_model(recipe: Recipe) -> StageOutput:
     names = ["heldout"]
     names += ["samples"] if recipe.eval.prompts else []
     names += ["sentiment"] if recipe.eval.sentiment else []
+    names += ["transfer"] if recipe.eval.transfer else []
     paths = {name: run.evals / f"{name}.json" for name in names}
     for path in paths.values():
         if path.exists():
@@ -45,6 +48,10 @@ def evaluate_model(recipe: Recipe) -> StageOutput:
         results["sentiment"] = sentiment(
             model, recipe.eval.sentiment, recipe.data.clean, recipe.run.seed
         )
+    results["transfer"] = {
+        name: transfer(model, name, section, recipe.data.clean, recipe.run.seed)
+        for name, section in recipe.eval.transfer.items()
+    }
     outputs = [run.write_json(paths[name], results[name]) for name in names]
     counts = {
         "bits_per_byte": results["heldout"]["bits_per_byte"],
@@ -53,6 +60,8 @@ def evaluate_model(recipe: Recipe) -> StageOutput:
     }
     if recipe.eval.sentiment:
         counts["sentiment_accuracy"] = results["sentiment"]["accuracy"]
+    for name, found in results["transfer"].items():
+        counts[f"{name}_accuracy"] = found["accuracy"]
     return StageOutput(outputs, counts)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from data_prep.recipe.section import Section
+from pipeline.recipe.transfer import TransferConfig
 
 
 class SentimentConfig(Section):
@@ -38,6 +39,9 @@ class EvalConfig(Section):
     )
     batch: int = Field(default=32, ge=1, description="instances a device evaluates at once")
     sentiment: SentimentConfig | None = Field(default=None, description="sentiment evaluation")
+    transfer: dict[str, TransferConfig] = Field(
+        default_factory=dict, description="sets of labelled texts for the transfer protocol"
+    )
     prompts: list[str] = Field(default_factory=list, description="beginnings of generated samples")
     sample_tokens: int = Field(default=160, ge=1, description="tokens generated per prompt")
     temperature: float = Field(default=0.8, gt=0, description="sampling temperature")

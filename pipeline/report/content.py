@@ -13,6 +13,7 @@ from pipeline.report.document import Block, Code, Document, Paragraph, Sample, S
 from pipeline.report.headline import headline
 from pipeline.report.load import Lines, RunData, column
 from pipeline.report.subject import data_section, model_section
+from pipeline.report.transfer import transfer_section
 
 # Metrics that the report shows elsewhere; what a plug-in adds gets a table of its own.
 _SHOWN = ("train/", "batch/", "perf/", "mem/", "flops/", "time/", "eval/")
@@ -29,6 +30,7 @@ def compose(run: RunData, title: str, max_points: int) -> Document:
         _plugins(run.training),
         _samples(run),
         _sentiment(run),
+        transfer_section(run.transfer),
         _finetuning(run),
         _environment(run),
         _stages(run),

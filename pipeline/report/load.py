@@ -35,6 +35,7 @@ class RunData:
     data: dict[str, Any]  # manifest of the prepared folder
     heldout: dict[str, Any] | None
     sentiment: dict[str, Any] | None
+    transfer: dict[str, dict[str, Any]]
     samples: list[dict[str, Any]]
     finetune: dict[str, Any] | None
 
@@ -99,6 +100,7 @@ def read_run(folder: Path, config: dict[str, Any]) -> RunData:
         data=read(Path(config["data"]["folder"]) / "manifest.json") or {},
         heldout=read(run.evals / "heldout.json"),
         sentiment=read(run.evals / "sentiment.json"),
+        transfer=read(run.evals / "transfer.json") or {},
         samples=read(run.evals / "samples.json") or [],
         finetune=read(folder / "finetune" / "metrics.json"),
     )

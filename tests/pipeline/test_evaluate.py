@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,9 +27,9 @@ from tests.pipeline.tiny import write_recipe
 TEXTS = ["tea", "good warm milk", "a", "naïve 😀 coffee", "the cup was nice", "tea", "so " * 60]
 
 
-def exported(folder: Path, kind: str) -> Recipe:
+def exported(folder: Path, kind: str, **changes: Any) -> Recipe:
     recipe = load_recipe(
-        write_recipe(folder, kind, eval__prompts=["The tea"], eval__sample_tokens=5)
+        write_recipe(folder, kind, eval__prompts=["The tea"], eval__sample_tokens=5, **changes)
     )
     make_checkpoint(recipe)
     export_model(recipe)

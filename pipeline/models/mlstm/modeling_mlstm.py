@@ -3,6 +3,7 @@
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 out = model(input_ids)            # logits (B, T, V), state after the last token
 out = model(next_ids, state=out.state)
+model.generate(input_ids, clamp={7: 1.5})      # unit 7 of the last layer held at 1.5
 """
 
 from __future__ import annotations
@@ -70,9 +71,13 @@ class MLSTMForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         state: Tensor | None = None,
         labels: Tensor | None = None,
+        clamp: dict[int, float] | None = None,
         **kwargs: Any,
     ) -> MLSTMOutput:
+        """`clamp` sets cell states of the last layer after the last token, for what comes next."""
         hidden, state = self.hidden(input_ids, state)
+        for unit, value in (clamp or {}).items():
+            state[:, -1, 0, unit] = value
         logits = self.lm_head(hidden)
         loss = None
         if labels is not None:
@@ -84,9 +89,14 @@ class MLSTMForCausalLM(PreTrainedModel, GenerationMixin):
     # Generation feeds one token at a time and carries the state instead of a key-value cache.
 
     def prepare_inputs_for_generation(  # type: ignore[override]
-        self, input_ids: Tensor, state: Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        state: Tensor | None = None,
+        clamp: dict[int, float] | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
-        return {"input_ids": input_ids if state is None else input_ids[:, -1:], "state": state}
+        ids = input_ids if state is None else input_ids[:, -1:]
+        return {"input_ids": ids, "state": state, "clamp": clamp}
 
     def _update_model_kwargs_for_generation(
         self, outputs: ModelOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
