@@ -118,8 +118,8 @@ class LaneOrder:
             need = self.lanes * self.window + 1
             raise DataError(
                 f"{self.lanes} lanes of {self.window} tokens need at least {need} tokens, but the "
-                f"training split holds {self.tokens}: add text, or make batch.global_batch or "
-                "batch.window_tokens smaller"
+                f"training split holds {self.tokens} (with tokenizer.kind=bytes tokens are bytes): "
+                "add text, or make batch.global_batch or batch.window_tokens smaller"
             )
 
     @property

@@ -16,6 +16,7 @@ from data_prep.errors import DataError
 from data_prep.tokenizers import Tokenizer, load_tokenizer
 from pipeline.evaluate.pooling import Framing, pooled, position_limit, streamed
 from pipeline.export.register import register_models
+from pipeline.models.mlstm.modeling_mlstm import MLSTMForCausalLM
 
 _STREAMED_ROWS = 128  # texts that a recurrent model reads side by side
 
@@ -41,8 +42,15 @@ class LanguageModel:
         _check_export(folder)
         register_models()
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        tokenizer = load_tokenizer(folder)
+        # A Transformer's vocabulary may be padded; bytes with another offset give other text.
+        if isinstance(model, MLSTMForCausalLM) and model.config.vocab_size != tokenizer.vocab_size:
+            raise DataError(
+                f"{folder}: a model of {model.config.vocab_size} ids with a tokenizer of "
+                f"{tokenizer.vocab_size}: their byte values may be shifted; export the run again"
+            )
         name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(model, load_tokenizer(folder), torch.device(name))
+        return cls(model, tokenizer, torch.device(name))
 
     @torch.no_grad()
     def nll(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from data_prep.errors import DataError, RecipeError
 from data_prep.recipe.data import CleanConfig
@@ -211,3 +213,16 @@ def test_the_evaluate_stage_writes_every_set(tmp_path: Path) -> None:
     written = json.loads((recipe.run_folder / "evals" / "transfer.json").read_text())
     assert list(written) == ["one", "two"]
     assert output.counts["one_accuracy"] == written["one"]["accuracy"]
+
+
+def test_a_tokenizer_with_another_offset_is_refused(folder: Path, tmp_path: Path) -> None:
+    """Files of another code count a padding id first: 257 ids, every byte shifted by one."""
+    shutil.copytree(folder, tmp_path / "export")
+    config = json.loads((tmp_path / "export" / "config.json").read_text())
+    state = load_file(tmp_path / "export" / "model.safetensors")
+    for name in ("embedding.weight", "lm_head.weight", "lm_head.bias"):
+        state[name] = torch.cat([torch.zeros_like(state[name][:1]), state[name]])
+    save_file(state, tmp_path / "export" / "model.safetensors", {"format": "pt"})
+    (tmp_path / "export" / "config.json").write_text(json.dumps(config | {"vocab_size": 257}))
+    with pytest.raises(DataError, match="a model of 257 ids with a tokenizer of 256"):
+        LanguageModel.load(tmp_path / "export", "cpu")

@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import window_cpu
+# By name: the loader of exported models fetches only what is imported from a file in this form.
+from .window_cpu import Pool
+from .window_cpu import backward as cpu_backward
+from .window_cpu import forward as cpu_forward
+from .window_gpu import backward as gpu_backward
+from .window_gpu import forward as gpu_forward
+
+_CPU, _GPU = (cpu_forward, cpu_backward), (gpu_forward, gpu_backward)
 
 
 class MLSTMWindow(torch.autograd.Function):
@@ -35,11 +42,11 @@ class MLSTMWindow(torch.autograd.Function):
         c0: Tensor,
         h0: Tensor,
         resets: Tensor | None,
-        pool: window_cpu.Pool,
+        pool: Pool,
     ) -> tuple[Tensor, Tensor]:
-        ctx.device_window = window_cpu
+        forward, ctx.backward_on_device = _GPU if x.is_cuda else _CPU
         weights = (w_mx, w_x, bias, w_mh, w_h)
-        hidden, c_last, ctx.kept = ctx.device_window.forward(
+        hidden, c_last, ctx.kept = forward(
             x, weights, c0, h0, resets, pool, any(ctx.needs_input_grad)
         )
         ctx.save_for_backward(x, *weights)
@@ -48,5 +55,5 @@ class MLSTMWindow(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_hidden: Tensor, d_c_last: Tensor) -> Any:  # type: ignore[override]
         x, *weights = ctx.saved_tensors
-        d = ctx.device_window.backward(ctx.kept, x, tuple(weights), d_hidden, d_c_last)
+        d = ctx.backward_on_device(ctx.kept, x, tuple(weights), d_hidden, d_c_last)
         return (*d, None, None)
