@@ -36,6 +36,9 @@ _MLSTM_FILES = (
     "window.py",
     "window_cpu.py",
     "products.py",
+    "window_gpu.py",
+    "kernels.py",
+    "graphs.py",
     "configuration_mlstm.py",
     "modeling_mlstm.py",
 )
