@@ -68,6 +68,17 @@ class Recipe(Section):
         """Recurrent models read lanes and carry a state; the others read shuffled windows."""
         return isinstance(self.model, MLSTMConfig)
 
+    def evaluation_files(self) -> dict[str, Path]:
+        """The files of labelled texts that come after training, by the key that names them."""
+        found = {}
+        if self.eval.sentiment:
+            found["eval.sentiment.path"] = Path(self.eval.sentiment.path)
+        for name, section in self.eval.transfer.items():
+            for key in ("train", "validation", "test"):
+                if path := getattr(section, key):
+                    found[f"eval.transfer.{name}.{key}"] = Path(path)
+        return found
+
     def accumulation(self, world_size: int) -> int:
         """Micro-batches a device takes per optimizer step; RecipeError when it has a rest."""
         share = self.batch.micro_batch * world_size

@@ -53,7 +53,7 @@ def _stage(name: str) -> Callable[[Recipe], list[Path]]:
 
 def _evaluate_inputs(recipe: Recipe) -> list[Path]:
     files = _stage("export")(recipe) + _prepared(recipe)
-    return files + ([Path(recipe.eval.sentiment.path)] if recipe.eval.sentiment else [])
+    return files + list(dict.fromkeys(recipe.evaluation_files().values()))
 
 
 def _finetune_inputs(recipe: Recipe) -> list[Path]:

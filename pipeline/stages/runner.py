@@ -28,11 +28,19 @@ ALL = ("prepare", *(stage.name for stage in STAGES))
 
 def run_stages(recipe: Recipe, names: Sequence[str], *, verify: bool = False) -> None:
     """Bring the named stages up to date, in the order of the graph."""
+    if {"pretrain", "evaluate"} <= {*names}:  # hours of training lie between
+        _check_evaluation_files(recipe)
     if "prepare" in names:
         run_prepare(recipe)
     for stage in STAGES:
         if stage.name in names and stage.wanted(recipe):
             run_stage(stage, recipe, verify=verify)
+
+
+def _check_evaluation_files(recipe: Recipe) -> None:
+    for key, path in recipe.evaluation_files().items():
+        if not path.is_file():
+            raise RecipeError(f"{key}: {path} does not exist (seen from {Path.cwd()})")
 
 
 def run_prepare(recipe: Recipe) -> None:
@@ -160,6 +168,11 @@ def print_results(recipe: Recipe) -> None:
             "majority",
         ),
     ]
+    transfer = folder.read_json(folder.evals / "transfer.json") or {}
+    for name, found in transfer.items():
+        baseline = found["majority_accuracy"]
+        rows.append((f"{name} accuracy", found["accuracy"], baseline, "majority"))
+        rows.append((f"{name} accuracy, one unit", found["unit_accuracy"], baseline, "majority"))
     print(f"\n{recipe.run.name:<26} {'model':>8} {'baseline':>9}")
     for name, ours, baseline, which in rows:
         if ours is not None:

@@ -22,11 +22,14 @@ from pipeline.evaluate.pooling import pooled, streamed
 from pipeline.evaluate.samples import samples
 from pipeline.evaluate.transfer import STRENGTHS, transfer
 from pipeline.evaluate.unit import histogram, unit_over_text
+from pipeline.recipe import load_recipe
 from pipeline.recipe.transfer import TransferConfig
 from pipeline.report.document import Picture, Table
 from pipeline.report.transfer import transfer_section
+from pipeline.stages.runner import ALL, run_stages
 from tests.pipeline.test_evaluate import exported
 from tests.pipeline.test_evaluate_sentiment import sentence
+from tests.pipeline.tiny import write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -226,3 +229,12 @@ def test_a_tokenizer_with_another_offset_is_refused(folder: Path, tmp_path: Path
     (tmp_path / "export" / "config.json").write_text(json.dumps(config | {"vocab_size": 257}))
     with pytest.raises(DataError, match="a model of 257 ids with a tokenizer of 256"):
         LanguageModel.load(tmp_path / "export", "cpu")
+
+
+def test_files_of_the_end_are_looked_for_at_the_beginning(tmp_path: Path) -> None:
+    train = write_texts(tmp_path / "train.csv", 0)
+    sets = {"one": {"train": train, "test": str(tmp_path / "nowhere.csv")}}
+    recipe = load_recipe(write_recipe(tmp_path, "mlstm", eval__transfer=sets))
+    with pytest.raises(RecipeError, match="eval.transfer.one.test: .*nowhere.csv does not exist"):
+        run_stages(recipe, ALL)
+    assert not recipe.run_folder.exists()
