@@ -76,7 +76,13 @@ class Case:
 
     def bare(self) -> float:
         """The recurrent products, and those of their gradients, without anything between."""
-        return self.bare_gflop / self._timed(self._operands.multiply)
+        return self.bare_gflop / self._timed(lambda: self._operands.multiply(product))
+
+    def bare_mm(self) -> float:
+        """The same through `torch.mm`, whose library ours only takes where there is no faster."""
+        return self.bare_gflop / self._timed(
+            lambda: self._operands.multiply(lambda a, b: torch.mm(a, b.t()))
+        )
 
     def _through(self, out: Tensor, d_out: Tensor) -> None:
         out.backward(d_out)
@@ -111,7 +117,7 @@ class _Operands:
         self._all_h = random(hidden, steps * batch)
         self._all_z = random(4 * hidden, steps * batch)
 
-    def multiply(self) -> None:
+    def multiply(self, product: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Forward, backward, and the weight gradients as one product each."""
         for _ in range(self._steps):
             product(self._w_mh, self._h.t())
@@ -177,13 +183,14 @@ def case_rows(hidden: int, batch: int, device: torch.device, quick: bool) -> lis
         "torch-lstm": case.torch_lstm,
         "plain-loop": case.plain_loop,
         "bare-products": case.bare,
+        "bare-mm": case.bare_mm,
     }
     found = interleaved(arms, 1 if quick else 5)
     name = f"mlstm H={hidden} B={batch} T={steps} {device.type}"
     ours = found["ours"]
     rows = [
         row(name, "GFLOP/s", ours, found[peer], peer)
-        for peer in ("torch-lstm", "plain-loop", "bare-products")
+        for peer in ("torch-lstm", "plain-loop", "bare-products", "bare-mm")
     ]
     if not quick and hidden == 512:
         # Once: at 128 lanes it takes most of a minute.
