@@ -38,7 +38,8 @@ class Case:
         self.device, self.steps, self.batch, self.hidden = device, steps, batch, hidden
         torch.manual_seed(0)
         self.network = MultiplicativeLSTM(_INPUTS, hidden).to(device, dtype)
-        parameters = sum(p.numel() for n, p in self.network.named_parameters() if "g" not in n)
+        weights = self.network.named_parameters()
+        parameters = sum(p.numel() for name, p in weights if not name.endswith(".g"))
         self.lstm_hidden = _lstm_hidden(parameters)
         self.lstm = nn.LSTM(_INPUTS, self.lstm_hidden).to(device, dtype)
         self.x = torch.randn(batch, steps, _INPUTS, device=device, dtype=dtype, requires_grad=True)

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from data_prep.clean import clean
 from data_prep.errors import DataError
 from data_prep.files import PACKED, read_text
@@ -57,6 +59,14 @@ def read_labelled(
         if text:
             found.append(Labelled(text, row[label_field], place))
     return found
+
+
+def chosen(texts: list[Labelled], most: int | None, seed: int) -> list[Labelled]:
+    """A seeded choice of at most `most` texts, in their order; None takes all."""
+    if most is None or len(texts) <= most:
+        return texts
+    places = np.random.default_rng(seed).choice(len(texts), most, replace=False)
+    return [texts[place] for place in np.sort(places)]
 
 
 def _jsonl(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]:

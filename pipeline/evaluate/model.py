@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,11 @@ class LanguageModel:
         if "" in texts:
             raise DataError(f"text {list(texts).index('')} is empty and has no features; remove it")
         ids = self.framing.encode(texts, self.position_limit)
+        # A recurrent model reads a few steps at a time: rows may have any length.
+        limits = (math.inf, _STREAMED_ROWS) if self.recurrent else (batch_tokens, math.inf)
         vectors: list[np.ndarray] = [np.empty(0)] * len(ids)
         with tqdm(total=len(ids), desc="features", unit="text", disable=None) as progress:
-            for members in self._batches([len(row) for row in ids], batch_tokens):
+            for members in _batches([len(row) for row in ids], *limits):
                 rows = self.framing.rows([ids[i] for i in members]).to(self.device)
                 found = streamed(self.model, rows) if self.recurrent else pooled(self.model, rows)
                 for i, vector in zip(members, found.cpu().numpy(), strict=True):
@@ -95,20 +98,13 @@ class LanguageModel:
                 progress.update(len(members))
         return np.stack(vectors).astype(np.float32)
 
-    def _batches(self, lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-        """Indices by length, longest first, so that a batch too large for the memory fails at once.
-        A recurrent model takes many rows at any length, as it reads a few steps at a time."""
-        if self.recurrent:
-            longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-            edges = range(0, len(lengths), _STREAMED_ROWS)
-            return [longest_first[first : first + _STREAMED_ROWS] for first in edges]
-        return _batches(lengths, batch_tokens)
 
-
-def _batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+def _batches(lengths: Sequence[int], most_tokens: float, most_rows: float) -> list[list[int]]:
+    """Indices by length, longest first, so that a batch too large for the memory fails at once."""
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > batch_tokens:
+        rows = len(batches[-1]) + 1 if batches else 0
+        if not rows or rows > most_rows or rows * lengths[batches[-1][0]] > most_tokens:
             batches.append([])
         batches[-1].append(index)
     return batches

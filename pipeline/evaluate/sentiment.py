@@ -24,11 +24,11 @@ from data_prep.errors import DataError
 from data_prep.recipe.data import CleanConfig
 from pipeline.evaluate.accuracy import accuracy_interval
 from pipeline.evaluate.labelled import read_labelled
+from pipeline.evaluate.lasso import STRENGTHS, lasso
 from pipeline.evaluate.model import LanguageModel
 from pipeline.recipe.evaluation import SentimentConfig
 
 _VALIDATION_SHARE = 0.25  # of a fold's training texts
-_FEATURE_STRENGTHS = [2.0**power for power in range(-8, 1)]
 _TFIDF_STRENGTHS = [2.0**power for power in range(-2, 7, 2)]
 _LEAST_OF_A_CLASS = 10
 
@@ -50,7 +50,7 @@ def sentiment(
         StratifiedKFold(section.folds, shuffle=True, random_state=seed).split(texts, labels)
     )
     on_features = lambda c: _feature_classifier(c, seed)  # noqa: E731
-    correct, strength = _judge(on_features, _FEATURE_STRENGTHS, features, labels, folds)
+    correct, strength = _judge(on_features, STRENGTHS, features, labels, folds)
     words = np.array(texts, dtype=object)
     right, word_strength = _judge(_word_classifier, _TFIDF_STRENGTHS, words, labels, folds)
     weights = on_features(strength).fit(features, labels)[-1].coef_
@@ -119,10 +119,7 @@ def _judge(
 
 
 def _feature_classifier(strength: float, seed: int) -> Pipeline:
-    lasso = LogisticRegression(
-        C=strength, l1_ratio=1.0, solver="liblinear", max_iter=1000, random_state=seed
-    )
-    return make_pipeline(StandardScaler(), lasso)
+    return make_pipeline(StandardScaler(), lasso(strength, seed))
 
 
 def _word_classifier(strength: float) -> Pipeline:

@@ -17,12 +17,12 @@ from sklearn.model_selection import train_test_split
 from data_prep.errors import DataError
 from data_prep.recipe.data import CleanConfig
 from pipeline.evaluate.accuracy import accuracy_interval
-from pipeline.evaluate.labelled import Labelled, read_labelled
+from pipeline.evaluate.labelled import Labelled, chosen, read_labelled
+from pipeline.evaluate.lasso import STRENGTHS, lasso
 from pipeline.evaluate.model import LanguageModel
 from pipeline.evaluate.unit import histogram, unit_over_text
 from pipeline.recipe.transfer import TransferConfig
 
-STRENGTHS = [2.0**power for power in range(-8, 1)]
 _LEAST_OF_A_CLASS = 5
 _BOOTSTRAP_SAMPLES = 1000
 _SHOWN_CHARACTERS = 600
@@ -77,13 +77,7 @@ def _judge(
     judged rightly."""
     (train, train_labels), (validation, validation_labels), (test, test_labels) = parts
 
-    def fitted(strength: float) -> LogisticRegression:
-        lasso = LogisticRegression(
-            C=strength, l1_ratio=1.0, solver="liblinear", max_iter=1000, random_state=seed
-        )
-        return lasso.fit(train, train_labels)
-
-    models = [fitted(strength) for strength in STRENGTHS]
+    models = [lasso(strength, seed).fit(train, train_labels) for strength in STRENGTHS]
     best = int(np.argmax([model.score(validation, validation_labels) for model in models]))
     return models[best], STRENGTHS[best], models[best].predict(test) == test_labels
 
@@ -127,10 +121,7 @@ def _read(
 
 def _texts(path: str, section: TransferConfig, cleaning: CleanConfig, seed: int) -> list[Labelled]:
     found = read_labelled(path, section.text_field, section.label_field, cleaning)
-    if section.max_texts is not None and len(found) > section.max_texts:
-        chosen = np.random.default_rng(seed).choice(len(found), section.max_texts, replace=False)
-        found = [found[place] for place in np.sort(chosen)]
-    return found
+    return chosen(found, section.max_texts, seed)
 
 
 def _cut(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data_prep.errors import DataError
 from data_prep.recipe.data import CleanConfig
-from pipeline.evaluate.labelled import read_labelled
+from pipeline.evaluate.labelled import chosen, read_labelled
 from pipeline.evaluate.pooling import Framing
 from pipeline.recipe.finetune import FinetuneConfig
 
@@ -32,9 +32,7 @@ def read_texts(section: FinetuneConfig, cleaning: CleanConfig, seed: int) -> Tex
     DataError when there are fewer than two classes, or too few texts of a class to test it.
     """
     rows = read_labelled(section.path, section.text_field, section.label_field, cleaning)
-    if section.max_texts is not None and len(rows) > section.max_texts:
-        chosen = np.random.default_rng(seed).choice(len(rows), section.max_texts, replace=False)
-        rows = [rows[i] for i in np.sort(chosen)]
+    rows = chosen(rows, section.max_texts, seed)
     names, labels = np.unique([str(row.label) for row in rows], return_inverse=True)
     if len(names) < 2:
         found = f"{len(rows)} texts with {len(names)} class(es) in {section.label_field!r}"

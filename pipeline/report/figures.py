@@ -64,6 +64,11 @@ def draw(
     _label(axes, x, y)
     if len(shown) > 1 or shown[0].kind == "noisy":
         axes.legend(fontsize=9, frameon=False)
+    return as_picture(figure, name, title)
+
+
+def as_picture(figure: Figure, name: str, title: str) -> Picture:
+    """The figure as PNG, without what changes from machine to machine."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return Picture(name, title, buffer.getvalue())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from matplotlib.figure import Figure
 
 from pipeline.report import numbers as show
 from pipeline.report.document import Block, Paragraph, Picture, Section, Table
+from pipeline.report.figures import as_picture
 
 _LINE = 78  # characters of a heat map's line
 _COLOURS = ("#d1495b", "#3a7d44")  # of the two labels
@@ -62,7 +62,7 @@ def _histogram(name: str, found: dict[str, Any]) -> Picture:
     axes.set_title(f"{name}: unit {found['unit']}", fontsize=12, fontweight="bold", loc="left")
     axes.legend(fontsize=9, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    return _picture(figure, f"unit_{name}", f"Unit {found['unit']} on the test texts of {name}")
+    return as_picture(figure, f"unit_{name}", f"Unit {found['unit']} on the test texts of {name}")
 
 
 def _heat_map(name: str, found: dict[str, Any]) -> Picture:
@@ -88,14 +88,8 @@ def _heat_map(name: str, found: dict[str, Any]) -> Picture:
     image = axes.imshow(grid, cmap=colours, vmin=-limit, vmax=limit, aspect="auto", alpha=0.8)
     figure.colorbar(image, ax=axes, orientation="horizontal", aspect=60, pad=0.02)
     axes.axis("off")
-    return _picture(figure, f"heat_{name}", f"Unit {found['unit']} after each character")
+    return as_picture(figure, f"heat_{name}", f"Unit {found['unit']} after each character")
 
 
 def _printable(character: str) -> str:
     return character if character.isprintable() else " "
-
-
-def _picture(figure: Figure, name: str, title: str) -> Picture:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return Picture(name, title, buffer.getvalue())
