@@ -22,6 +22,8 @@ from pipeline.heads.build import build_head
 from pipeline.models.build import build_backbone, parameter_count
 from pipeline.recipe import Recipe
 from pipeline.recipe.deepspeed import derive_deepspeed, template_path
+from pipeline.recipe.sparsity import MixedConfig
+from pipeline.sparsity.design import Design, design
 from pipeline.train.checkpoint import resolve_resume
 from pipeline.train.engine import check_config
 from pipeline.train.module import TrainModule
@@ -48,9 +50,12 @@ def dry_run(recipe: Recipe) -> None:
         f"{batch.window_tokens} tokens each"
     )
     print(f"model            {parameter_count(module) / 1e6:.2f} M parameters (meta device)")
-    flops = 3 * (module.backbone.flops_per_token(batch.window_tokens) + module.head.dense_flops())
+    forward = module.backbone.flops(batch.window_tokens)
+    flops = 3 * (forward.total + module.head.dense_flops())
     tokens = recipe.run.steps * batch.global_batch * batch.window_tokens
     print(f"training         {tokens / 1e6:.1f} M tokens, {flops * tokens:.3g} FLOPs")
+    if isinstance(recipe.sparsity, MixedConfig):
+        print(f"sparsity         {_design(recipe, module).summary()}")
     for line in memory_lines(recipe, module, world_size, dtype):
         print(line)
 
@@ -61,6 +66,11 @@ def meta_module(recipe: Recipe) -> TrainModule:
     with torch.device("meta"):
         backbone = build_backbone(recipe.model, vocab_size, recipe.batch.window_tokens, {})
         return TrainModule(backbone, build_head(recipe.head, backbone))
+
+
+def _design(recipe: Recipe, module: TrainModule) -> Design:
+    assert isinstance(recipe.sparsity, MixedConfig)
+    return design(recipe.sparsity, module.backbone, module.head, recipe.batch.window_tokens)
 
 
 def memory_lines(recipe: Recipe, module: TrainModule, world_size: int, dtype: str) -> list[str]:
@@ -112,7 +122,10 @@ def _versions() -> str:
 def _recipe(recipe: Recipe) -> str:
     config = derive_deepspeed(recipe, 1, run_dtype(recipe))
     check_config(config, template_path(recipe))
-    return f"{parameter_count(meta_module(recipe)) / 1e6:.2f} M parameters"
+    module = meta_module(recipe)
+    if isinstance(recipe.sparsity, MixedConfig):
+        _design(recipe, module)
+    return f"{parameter_count(module) / 1e6:.2f} M parameters"
 
 
 def _data(recipe: Recipe) -> str:

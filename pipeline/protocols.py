@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.clock import Clock, StepResult
+from pipeline.flops import Flops
 
 
 class Backbone(nn.Module, ABC):
@@ -50,8 +51,8 @@ class Backbone(nn.Module, ABC):
         return None
 
     @abstractmethod
-    def flops_per_token(self, window: int) -> float:
-        """Dense forward FLOPs of one token in a window of `window` tokens, head excluded."""
+    def flops(self, window: int) -> Flops:
+        """Dense forward FLOPs of one token in a window of `window` tokens; the head's are 0."""
 
 
 class Engine(Protocol):
@@ -169,9 +170,13 @@ class StepPlugin:
         """Values for the metrics line of this step."""
         return {}
 
-    def flops_factor(self, clock: Clock) -> float:
-        """Share of the backbone's dense FLOPs that this step counts (1.0 when dense)."""
-        return 1.0
+    def count(self, clock: Clock, flops: Flops) -> Flops:
+        """What a token of this iteration costs in training, given what it costs without this."""
+        return flops
+
+    def status(self, clock: Clock) -> str:
+        """A word for the console line of a step."""
+        return ""
 
     def plugin_state(self) -> dict[str, Tensor]:
         """Tensors for `plugins/NAME.safetensors`; must be equal on all ranks."""

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from pipeline.flops import Flops
 from pipeline.models.mlstm.configuration_mlstm import MLSTMConfig as HFMLSTMConfig
 from pipeline.models.mlstm.modeling_mlstm import MLSTMForCausalLM
 from pipeline.models.transformer import TransformerBackbone, transformer_config
@@ -41,10 +42,11 @@ class MLSTMBackbone(Backbone):
     def output_bias(self) -> Tensor:
         return self.causal_lm.lm_head.bias
 
-    def flops_per_token(self, window: int) -> float:
+    def flops(self, window: int) -> Flops:
         """Two FLOPs per weight of the recurrent and input matrices."""
         matrices = [p for name, p in self.causal_lm.mlstm.named_parameters() if name.endswith(".v")]
-        return float(sum(2 * math.prod(getattr(p, "ds_shape", p.shape)) for p in matrices))
+        blocks = sum(2 * math.prod(getattr(p, "ds_shape", p.shape)) for p in matrices)
+        return Flops(float(blocks), 0.0, 0.0)
 
 
 def build_backbone(

@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from data_prep.errors import RecipeError
 from data_prep.recipe.explain import nearest
+from pipeline.flops import Flops
 from pipeline.protocols import Backbone
 from pipeline.recipe.model import TransformerConfig
 
@@ -101,7 +102,7 @@ class TransformerBackbone(Backbone):
         cap = getattr(self.causal_lm.config, "final_logit_softcapping", None)
         return None if cap is None else float(cap)
 
-    def flops_per_token(self, window: int) -> float:
+    def flops(self, window: int) -> Flops:
         """Two FLOPs per weight of every matrix but the embeddings, plus causal attention products.
 
         Attention: scores and values cost 2 * 2 * d per visible token, half the window on average.
@@ -114,7 +115,8 @@ class TransformerBackbone(Backbone):
             if len(_shape(p)) == 2 and id(p) not in embeddings and not _is_position(name)
         ]
         attention = config.num_hidden_layers * 2 * window * config.hidden_size
-        return float(sum(2 * math.prod(_shape(p)) for p in matrices) + attention)
+        blocks = sum(2 * math.prod(_shape(p)) for p in matrices)
+        return Flops(float(blocks), float(attention), 0.0)
 
 
 def _is_position(name: str) -> bool:

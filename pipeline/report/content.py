@@ -12,6 +12,7 @@ from pipeline.report.curves import run_pictures
 from pipeline.report.document import Block, Code, Document, Paragraph, Sample, Section, Table
 from pipeline.report.headline import headline
 from pipeline.report.load import Lines, RunData, column
+from pipeline.report.sparsity import sparsity_section
 from pipeline.report.subject import data_section, model_section
 from pipeline.report.transfer import transfer_section
 
@@ -27,6 +28,7 @@ def compose(run: RunData, title: str, max_points: int) -> Document:
         model_section(run),
         Section("Curves", run_pictures(run, max_points)),
         _cost(run),
+        sparsity_section(run, max_points),
         _plugins(run.training),
         _samples(run),
         _sentiment(run),

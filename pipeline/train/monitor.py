@@ -7,6 +7,7 @@ that the file reads like that of an uninterrupted run.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from time import strftime
 from typing import Any
@@ -50,8 +51,10 @@ class Monitor:
         if self._writes:
             print(f"{strftime('%H:%M:%S')} {text}", flush=True)
 
-    def progress(self, clock: Clock, metrics: dict[str, Any], eta_s: float) -> None:
-        """The console line of a logged step."""
+    def progress(
+        self, clock: Clock, metrics: dict[str, Any], eta_s: float, plugins: Sequence[str] = ()
+    ) -> None:
+        """The console line of a logged step, with a word from each of `plugins`."""
         parts = [
             f"step {clock.applied}/{self._total} ({clock.applied / self._total:.1%})",
             f"loss {metrics['train/loss']:.4f}",
@@ -66,7 +69,7 @@ class Monitor:
             parts.append(f"skipped {metrics['train/skipped_steps']}")
         if "perf/mfu" in metrics:
             parts.append(f"mfu {metrics['perf/mfu']:.1%}")
-        parts.append(f"eta {_duration(eta_s)}")
+        parts += [*plugins, f"eta {_duration(eta_s)}"]
         self.say(" | ".join(parts))
 
     def close(self) -> None:

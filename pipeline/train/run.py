@@ -39,7 +39,10 @@ class Meters:
     tokens: int = 0
     skipped_steps: int = 0
     flops_dense: float = 0.0
-    flops_counted: float = 0.0
+    flops_counted: float = 0.0  # the sum of the three below
+    flops_blocks: float = 0.0
+    flops_attention: float = 0.0
+    flops_head: float = 0.0
 
     def metrics(self) -> dict[str, float]:
         """What every metrics line carries: how far the run has come and what it has cost."""
@@ -47,17 +50,24 @@ class Meters:
             "train/tokens": self.tokens,
             "flops/dense": self.flops_dense,
             "flops/counted": self.flops_counted,
+            "flops/blocks": self.flops_blocks,
+            "flops/attention": self.flops_attention,
+            "flops/head": self.flops_head,
             "time/train_s": self.train_s,
         }
 
     def count(self, run: TrainingRun, tokens: int) -> None:
         """Add one global batch. Backward is counted as twice the forward."""
-        backbone = run.backbone_flops
-        factor = math.prod(plugin.flops_factor(run.clock) for plugin in run.plugins)
-        head = run.module.head
+        head, forward = run.module.head, run.forward_flops
         self.tokens += tokens
-        self.flops_dense += 3 * tokens * (backbone + head.dense_flops())
-        self.flops_counted += 3 * tokens * (backbone * factor + head.flops(run.clock))
+        self.flops_dense += 3 * tokens * (forward.total + head.dense_flops())
+        counted = forward._replace(head=head.flops(run.clock)).times(3)
+        for plugin in run.plugins:
+            counted = plugin.count(run.clock, counted)
+        self.flops_counted += tokens * counted.total
+        self.flops_blocks += tokens * counted.blocks
+        self.flops_attention += tokens * counted.attention
+        self.flops_head += tokens * counted.head
 
 
 class TrainingRun:
@@ -86,7 +96,7 @@ class TrainingRun:
             prepared.split("validation"), recipe.batch.window_tokens, recipe.eval.batch,
             recipe.eval.max_tokens,
         )  # fmt: skip
-        self.backbone_flops = module.backbone.flops_per_token(recipe.batch.window_tokens)
+        self.forward_flops = module.backbone.flops(recipe.batch.window_tokens)
         # Dropout must differ between ranks, weights must not: they were made before this.
         torch.manual_seed(derive_key(recipe.run.seed, "rank", rank()) % 2**63)
         if resume_from is not None:
@@ -175,7 +185,8 @@ class TrainingRun:
         if result is StepResult.APPLIED:
             left = self.recipe.run.steps - self.clock.applied
             step_s = self.meters.train_s / max(self.clock.iteration, 1)
-            self.monitor.progress(self.clock, metrics, eta_s=left * step_s)
+            status = [plugin.status(self.clock) for plugin in self.plugins]
+            self.monitor.progress(self.clock, metrics, left * step_s, [s for s in status if s])
         else:
             self.monitor.say(
                 f"step {self.clock.applied}: {result.value} at instance {self.clock.instances}"

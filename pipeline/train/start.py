@@ -23,6 +23,7 @@ from pipeline.ranks import agree, barrier, from_rank0, rank, world_size
 from pipeline.recipe import Recipe
 from pipeline.recipe.deepspeed import derive_deepspeed, resolve_dtype, template_path
 from pipeline.run_folder import RunFolder
+from pipeline.sparsity.build import build_plugins
 from pipeline.train import state
 from pipeline.train.checkpoint import resolve_resume
 from pipeline.train.engine import DeepSpeedEngine, check_config, init_distributed, shut_down
@@ -62,7 +63,7 @@ def pretrain(recipe: Recipe) -> None:
 
 def start_run(
     recipe: Recipe,
-    plugins: Sequence[StepPlugin] = (),
+    plugins: Sequence[StepPlugin] | None = None,
     module: TrainModule | None = None,
 ) -> TrainingRun:
     """Build engine and run, restored where the recipe says so. Collective.
@@ -80,6 +81,7 @@ def start_run(
     config = derive_deepspeed(recipe, world_size(), dtype)
     check_config(config, template_path(recipe))
     module = module or agree(lambda: build_module(recipe, prepared))
+    plugins = build_plugins(recipe) if plugins is None else plugins
     for plugin in plugins:
         plugin.setup(module)
     optimizer = build_optimizer(recipe.optim, module)

@@ -254,5 +254,5 @@ def test_sizes_follow_the_recipe(backbone: MLSTMBackbone) -> None:
     h, e = 12, 6
     matrices = (h * e + h * h + 4 * h * e + 4 * h * h) + (h * h + h * h + 4 * h * h + 4 * h * h)
     vectors = 2 * (h + h + 4 * h + 4 * h + 4 * h)  # gains and biases
-    assert backbone.flops_per_token(16) == 2 * matrices
+    assert backbone.flops(16) == (2 * matrices, 0, 0)
     assert parameter_count(backbone) == matrices + vectors + 256 * e + 256 * h + 256

@@ -1,0 +1,154 @@
+"""A whole training step of a block-sparse Transformer beside the dense one.
+
+    python benchmarks/mst.py [--quick] [--json FILE] [--device cpu|cuda]
+
+A byte-level GPT-2 with 90 % of its blocks of 64 x 64 left out; forward, backward and AdamW over all
+parameters, the dense head included. Peers, in the same run: `dense`, the model as `transformers`
+builds it, and `masked`, the same sparse model with dense products, by the library ours takes.
+`upkeep` is what masks cost in the exact form of single weights: masking gradients in every step and
+a hundredth of an update of the topology, in per cent of the dense step.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.harness import Row, interleaved, options, report, row
+from pipeline.clock import Clock
+from pipeline.heads.softmax import SoftmaxHead
+from pipeline.models.transformer import TransformerBackbone, transformer_config
+from pipeline.optim.build import build_optimizer
+from pipeline.recipe.model import TransformerConfig
+from pipeline.recipe.optim import OptimConfig
+from pipeline.recipe.sparsity import MixedConfig, PhaseConfig
+from pipeline.sparsity.mixed import MixedSparsity
+from pipeline.sparsity.topology import evolve, generator_for, scores
+from pipeline.train.module import TrainModule
+
+_BYTES = 256
+
+
+class Size(NamedTuple):
+    """A model and what it computes at once."""
+
+    width: int
+    layers: int
+    window: int
+    windows: int
+
+
+_CPU_SIZES = [Size(512, 8, 256, 8)]
+_GPU_SIZES = [Size(768, 12, 1024, 16), Size(2048, 12, 1024, 8)]
+
+
+class Arm:
+    """A model in training, dense (executor None) or at a density of 0.1."""
+
+    def __init__(self, size: Size, executor: str | None, block: int, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.device = device
+        config = {"n_layer": size.layers, "n_head": size.width // 64, "n_embd": size.width,
+                  "n_positions": size.window, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
+                  "attn_pdrop": 0.0}  # fmt: skip
+        section = TransformerConfig(kind="transformer", config=config)
+        backbone = TransformerBackbone(transformer_config(section, _BYTES, size.window, {}))
+        head = SoftmaxHead()
+        head.bind(backbone.output_weight())
+        self.module = TrainModule(backbone, head)
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self.module.to(device, dtype)
+        self.plugin = self._sparse(size, executor, block) if executor else None
+        self.optimizer = build_optimizer(OptimConfig(lr=1e-4), self.module)
+        shape = (size.windows, size.window)
+        self.inputs, self.targets = (torch.randint(_BYTES, shape, device=device) for _ in range(2))
+        self.weights = torch.ones(shape, device=device)
+
+    def _sparse(self, size: Size, executor: str, block: int) -> MixedSparsity:
+        phases = [PhaseConfig(name="sparse", until=1.0, density=0.1)]
+        section = MixedConfig(
+            kind="mixed", phases=phases, block=block, executor=executor, attention=None,
+            densities="uniform",
+        )  # fmt: skip
+        plugin = MixedSparsity(section, 1000, size.window, size.windows * size.window, 0, 0.95)
+        plugin.setup(self.module)
+        plugin.before_iteration(None, Clock())  # type: ignore[arg-type]  # no engine is asked
+        return plugin
+
+    def step(self) -> float:
+        """Seconds of one training step."""
+        self._wait()
+        began = time.perf_counter()
+        loss_sum, count, _ = self.module(self.inputs, self.targets, self.weights)
+        (loss_sum / count).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._wait()
+        return time.perf_counter() - began
+
+    def upkeep(self) -> float:
+        """Seconds a step spends on masks: its gradients, and a hundredth of an update."""
+        assert self.plugin is not None
+        matrices = self.plugin.matrices
+        gradients = [torch.randn_like(matrix.parameter) for matrix in matrices]
+        masks = [matrix.full_mask(self.device) for matrix in matrices]
+        self._wait()
+        began = time.perf_counter()
+        for gradient, mask in zip(gradients, masks, strict=True):
+            gradient.mul_(mask)
+        self._wait()
+        masked = time.perf_counter()
+        for matrix, gradient in zip(matrices, gradients, strict=True):
+            weight = matrix.parameter.detach().float()
+            evolve(
+                matrix.mask.to(self.device), scores(weight, 1), scores(gradient.float(), 1),
+                int(matrix.mask.sum()), 0.3, 0.75, generator_for(0, 0, matrix.name),
+            )  # fmt: skip
+        self._wait()
+        return masked - began + (time.perf_counter() - masked) / 100
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def size_rows(size: Size, device: torch.device, quick: bool) -> list[Row]:
+    """The rows of one size."""
+    executor = "triton" if device.type == "cuda" else "gather"
+    arms = {
+        "ours": Arm(size, executor, 64, device),
+        "dense": Arm(size, None, 1, device),
+        "masked": Arm(size, "masked", 64, device),
+    }
+    rounds = 2 if quick else 7
+    seconds = interleaved({name: arm.step for name, arm in arms.items()}, rounds)
+    name = f"step mst-block s=90 d={size.width}"
+    rows = [
+        row(name, "ms", 1000 * seconds["ours"], 1000 * seconds[peer], peer, lower_is_better=True)
+        for peer in ("dense", "masked")
+    ]
+    upkeep = interleaved({"ours": Arm(size, "masked", 1, device).upkeep}, rounds)["ours"]
+    return [*rows, row(f"upkeep mst-element d={size.width}", "% of a step",
+                       100 * upkeep / seconds["dense"])]  # fmt: skip
+
+
+def main() -> None:
+    """Run the sizes of the device."""
+    parser = options(__doc__ or "")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    rows = []
+    for size in _CPU_SIZES if device.type == "cpu" else _GPU_SIZES:
+        rows += size_rows(size, device, arguments.quick)
+    report(rows, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

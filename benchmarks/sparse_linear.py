@@ -1,0 +1,120 @@
+"""Speed of a masked linear layer, forward and backward with all gradients, beside a dense one.
+
+    python benchmarks/sparse_linear.py [--quick] [--json FILE] [--device cpu|cuda]
+
+Peers, in the same run: `dense`, autograd over `F.linear`; and `masked`, dense products by the
+library that is fastest here, their gradient masked, which is what the executors have to beat. On a
+processor in fp32 by two threads, on a GPU in bf16.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.harness import Row, interleaved, options, report, row
+from pipeline.sparsity.linear import SparseLinear
+from pipeline.sparsity.topology import random_mask, spread
+
+_THREADS = 2
+# Executor, out, in, tokens, block, sparsities in percent.
+_CPU_CASES = [
+    ("gather", 3072, 768, 1024, 64, (80, 90, 95)),
+    ("gather", 2048, 512, 4096, 64, (80, 90, 95)),
+    ("csr", 3072, 768, 1024, 1, (95, 98)),
+    ("csr", 2048, 512, 4096, 1, (95, 98)),
+]
+_GPU_CASES = [
+    ("triton", out, inputs, 16384, block, (80, 90, 95))
+    for out, inputs in ((3072, 768), (768, 3072), (8192, 2048), (2048, 8192))
+    for block in (64, 128)
+]
+
+
+class Case:
+    """One layer under one mask; an arm returns the milliseconds of a forward and backward."""
+
+    def __init__(
+        self, executor: str, out: int, inputs: int, tokens: int, block: int, sparsity: int,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self.executor, self.block, self.device = executor, block, device
+        random = torch.Generator().manual_seed(0)
+        rows, columns = out // block, inputs // block
+        active = round((100 - sparsity) / 100 * rows * columns)
+        self.mask = random_mask((rows, columns), active, random)
+        self.linear = nn.Linear(inputs, out).to(device, dtype)
+        with torch.no_grad():
+            self.linear.weight.mul_(spread(self.mask, block).to(device))
+        self.x = torch.randn(tokens, inputs, generator=random).to(device, dtype).requires_grad_()
+        # What comes from above is there before the clock starts.
+        self.d_y = torch.randn(tokens, out, generator=random).to(device, dtype)
+
+    def milliseconds(self, rounds: int) -> dict[str, float]:
+        """Of the executor and its peers, on the same weights. Masks are laid out before the clock
+        starts: they hold for a hundred steps."""
+        arms: dict[str, Callable[[], float]] = {}
+        for name in (self.executor, "dense", "masked"):
+            layer = SparseLinear(self.linear)
+            layer.set_mask(self.mask, self.block, name)
+            arms[name] = _Arm(self, layer)
+        return interleaved(arms, rounds)
+
+
+class _Arm:
+    """Forward and backward by one executor."""
+
+    def __init__(self, case: Case, layer: SparseLinear) -> None:
+        self._case, self._layer = case, layer
+
+    def __call__(self) -> float:
+        case = self._case
+        self._wait()
+        began = time.perf_counter()
+        self._layer(case.x).backward(case.d_y)
+        self._wait()
+        seconds = time.perf_counter() - began
+        for tensor in (case.x, *self._layer.parameters()):
+            tensor.grad = None
+        return 1000 * seconds
+
+    def _wait(self) -> None:
+        if self._case.device.type == "cuda":
+            torch.cuda.synchronize(self._case.device)
+
+
+def main() -> None:
+    """Run the cases of the device."""
+    parser = options(__doc__ or "")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    torch.set_num_threads(_THREADS)
+    if device.type == "cuda":
+        print(torch.cuda.get_device_name(device))
+    rows: list[Row] = []
+    for executor, out, inputs, tokens, block, sparsities in (
+        _CPU_CASES if device.type == "cpu" else _GPU_CASES
+    ):
+        for sparsity in sparsities:
+            case = Case(executor, out, inputs, tokens, block, sparsity, device)
+            found = case.milliseconds(7 if arguments.quick else 31)
+            wide = " b=128" if block == 128 else ""
+            name = f"sparse_linear {executor} {out}x{inputs}{wide} s={sparsity}"
+            rows += [
+                row(name, "ms forward and backward", found[executor], found[peer], peer, True)
+                for peer in ("dense", "masked")
+            ]
+    report(rows, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

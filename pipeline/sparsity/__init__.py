@@ -1,0 +1,1 @@
+"""Mixed Sparsity Training: a plan of phases, masks that evolve, and what makes them save time."""

@@ -1,0 +1,149 @@
+"""Exact attention under a sparse pattern in O(T (window + T / window)) time, O(T) memory.
+
+In blocks of `window` positions every pattern is a union of few pieces, and every piece is plain
+causal attention between equally long runs of queries and keys: fused kernels without a mask do it,
+and one autograd function merges the pieces (`causal_kernels` says how).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from data_prep.errors import RecipeError
+from pipeline.sparsity.causal_kernels import kernel_for
+from pipeline.sparsity.patterns import Kind, Pattern
+
+
+def sparse_attention(
+    query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scale: float | None = None
+) -> Tensor:
+    """What `scaled_dot_product_attention` gives under `pattern.mask(T)`, gradients included.
+
+    query (B, H, T, D), key and value (B, G, T, D) where G divides H; the result is (B, H, T, D).
+    `scale` is 1 / sqrt(D) by default. There is no dropout.
+    """
+    _check_shapes(query, key, value)
+    batch, heads, length, depth = query.shape
+    window = min(pattern.window, length)
+    groups = heads // key.shape[1]
+    if groups > 1:
+        key = key.repeat_interleave(groups, dim=1)
+        value = value.repeat_interleave(groups, dim=1)
+    # What is padded comes last, so nothing before it sees it.
+    padding = (0, 0, 0, -length % window)
+    q, k, v = (
+        nn.functional.pad(x, padding).reshape(batch * heads, -1, window, depth)
+        for x in (query, key, value)
+    )
+    out = _Merged.apply(q, k, v, _PIECES[pattern.kind], depth**-0.5 if scale is None else scale)
+    return out.view(batch, heads, -1, depth)[:, :, :length]
+
+
+def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
+    batch, heads, length, depth = query.shape
+    groups = key.shape[1]
+    expected = (batch, groups, length, depth)
+    if key.shape != expected or value.shape != expected or heads % groups:
+        raise RecipeError(
+            f"sparse attention: found query {tuple(query.shape)}, key {tuple(key.shape)} and value "
+            f"{tuple(value.shape)}; expected as many positions and features in all three and query "
+            "heads in multiples of the others: use dense attention here"
+        )
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Views (S, runs, length, ...) of blocks (S, n, window, ...), for queries and for keys.
+
+    The t-th query of a run attends to the first t keys of that run; where all runs have the same
+    keys, those are given once. A `reverse` piece counts from the end of its runs.
+    """
+
+    queries: Callable[[Tensor], Tensor]
+    keys: Callable[[Tensor], Tensor]
+    reverse: bool = False
+
+    def take(self, view: Tensor) -> Tensor:
+        """From positions to the order in which the piece is causal, and back again."""
+        return view.flip(2) if self.reverse else view
+
+
+def _all(x: Tensor) -> Tensor:
+    return x
+
+
+def _columns(x: Tensor) -> Tensor:
+    """Runs of positions that are `window` apart."""
+    return x.transpose(1, 2)
+
+
+_OWN = _Piece(_all, _all)
+# Position r of a block sees those after r in the block before: causal when read from the end.
+_PREVIOUS = _Piece(lambda x: x[:, 1:, :-1], lambda x: x[:, :-1, 1:], reverse=True)
+_STRIDED = _Piece(_columns, _columns)
+# The same without the position itself: keys are one step behind.
+_EARLIER = _Piece(lambda x: _columns(x)[:, :, 1:], lambda x: _columns(x)[:, :, :-1])
+_SUMMARY = _Piece(lambda x: _columns(x)[:, :, 1:], lambda x: _columns(x)[:, -1:, :-1])
+
+# No pair (i, j) is in two pieces of a pattern, and every i is in the first.
+_PIECES: dict[Kind, tuple[_Piece, ...]] = {
+    "local": (_OWN, _PREVIOUS),
+    "strided": (_STRIDED,),
+    "local_strided": (_OWN, _PREVIOUS, _EARLIER),
+    "fixed": (_OWN, _SUMMARY),
+}
+
+
+class _Merged(torch.autograd.Function):
+    """Attention of blocks (S, n, window, D) over the union of pieces."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, pieces: tuple[_Piece, ...], scale: float
+    ) -> Tensor:
+        kernel = kernel_for(q)
+        total = q.new_zeros(q.shape, dtype=torch.promote_types(q.dtype, torch.float32))
+        lse = total.new_full((*q.shape[:3], 1), float("-inf"))
+        for piece in pieces:
+            queries, keys, values = _operands(piece, q, k, v)
+            if not queries.numel():
+                continue
+            part, part_lse = kernel.forward(queries, keys, values, scale)
+            before, part_lse = piece.queries(lse), piece.take(part_lse.unsqueeze(-1))
+            after = torch.logaddexp(before, part_lse)
+            merged = piece.queries(total).mul_((before - after).exp_())
+            merged.addcmul_(piece.take(part), (part_lse - after).exp_())
+            before.copy_(after)
+        out = total.to(q.dtype)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.pieces, ctx.scale = pieces, scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        kernel = kernel_for(q)
+        d_q, d_k, d_v = (torch.zeros_like(x) for x in (q, k, v))
+        for piece in ctx.pieces:
+            operands = _operands(piece, q, k, v)
+            if not operands[0].numel():
+                continue
+            above, result, log = (piece.take(piece.queries(x)) for x in (grad, out, lse))
+            found = kernel.backward(above, *operands, result, log.squeeze(-1), ctx.scale)
+            views = (piece.queries(d_q), piece.keys(d_k), piece.keys(d_v))
+            for view, part in zip(views, found, strict=True):
+                view.add_(piece.take(part).sum_to_size(view.shape))
+        return d_q, d_k, d_v, None, None
+
+
+def _operands(piece: _Piece, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    queries = piece.take(piece.queries(q))
+    keys, values = (piece.take(piece.keys(x)).expand_as(queries) for x in (k, v))
+    return queries, keys, values

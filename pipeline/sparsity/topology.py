@@ -1,0 +1,71 @@
+"""How a mask evolves: drop by magnitude, grow by gradient and at random (Hu et al. 2024, Algorithm
+1; RigL is its special case without the random part, SET the one without the gradient).
+
+A mask is over units: single weights, or square blocks whose score is the sum over the block. All
+functions are pure; randomness comes from the generator they are given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def generator_for(seed: int, iteration: int, name: str) -> torch.Generator:
+    """The same on every rank and after every resume: nothing but its key decides it."""
+    key = hashlib.blake2b(f"{seed}/{iteration}/{name}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(key, "little") % 2**63)
+
+
+def random_mask(shape: tuple[int, int], active: int, generator: torch.Generator) -> Tensor:
+    """(rows, columns) bool with `active` units chosen uniformly."""
+    order = torch.randperm(shape[0] * shape[1], generator=generator)
+    mask = torch.zeros(shape[0] * shape[1], dtype=torch.bool)
+    mask[order[:active]] = True
+    return mask.view(shape)
+
+
+def scores(values: Tensor, block: int) -> Tensor:
+    """Sum of |values| over every unit of a (rows, columns) matrix."""
+    if block == 1:
+        return values.abs()
+    rows, columns = values.shape
+    return values.abs().view(rows // block, block, columns // block, block).sum(dim=(1, 3))
+
+
+def spread(mask: Tensor, block: int) -> Tensor:
+    """The mask of single weights that a mask of units stands for."""
+    return mask if block == 1 else mask.repeat_interleave(block, 0).repeat_interleave(block, 1)
+
+
+def evolve(
+    mask: Tensor,
+    weight_scores: Tensor,
+    gradient_scores: Tensor,
+    active: int,
+    drop_fraction: float,
+    gradient_share: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """The next mask, with `active` units.
+
+    Of n active units max(f n, n - active) of the smallest weight go, so a falling target drops more
+    than it grows and a rising one grows more. What has just gone may come back.
+    """
+    before = int(mask.sum())
+    dropped = max(int(drop_fraction * before), before - active)
+    keep = _largest(weight_scores.masked_fill(~mask, -1.0), before - dropped)
+    grown = active - (before - dropped)
+    by_gradient = round(gradient_share * grown)
+    chosen = keep | _largest(gradient_scores.masked_fill(keep, -1.0), by_gradient)
+    chance = torch.rand(mask.shape, generator=generator).to(mask.device)
+    return chosen | _largest(chance.masked_fill(chosen, -1.0), grown - by_gradient)
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    """Mask of the `count` largest."""
+    found = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
+    found[values.flatten().topk(count).indices] = True
+    return found.view(values.shape)
