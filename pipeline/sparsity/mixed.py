@@ -174,7 +174,7 @@ class MixedSparsity(StepPlugin):
         engine.set_parameter(matrix.parameter, weight * active)
         if not self.section.skip_optimizer_step:
             engine.set_gradient(matrix.parameter, gradient * active)
-        for key in _MOMENTS:
+        for key in engine.moments():  # asked for another, ranks would part
             moment = engine.get_moment(matrix.parameter, key)
             if moment is None:
                 continue
@@ -182,9 +182,6 @@ class MixedSparsity(StepPlugin):
             if key == "exp_avg_sq" and self._moments_from_gradient:
                 moment = torch.where(changed & active, gradient.square(), moment)
             engine.set_moment(matrix.parameter, key, moment)
-
-
-_MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 
 
 class _Proof:

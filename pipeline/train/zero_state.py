@@ -104,6 +104,12 @@ def get_moment(engine: Any, stage: int, parameter: Any, key: str) -> Tensor | No
     return None if full is None else full.reshape(_shape(parameter)).clone()
 
 
+def link_moments(engine: Any) -> None:
+    """After a load at stages 1 and 2: DeepSpeed itself finds the moments only in the next step."""
+    engine.optimizer._hp_optimizer_states_linked = False
+    engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
 def set_moment(engine: Any, stage: int, parameter: Any, key: str, value: Tensor) -> None:
     if stage == 0:
         _stage0_state(engine, parameter)[key].copy_(value)
