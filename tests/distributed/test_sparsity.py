@@ -82,10 +82,12 @@ CASES = [
     (1, "fp32", 8, {"executor": "gather"}),
     (2, "bf16", 1, {"skip_optimizer_step": False}),
     (3, "fp32", 1, {"grown_moments": "gradient", "mask_head": True}),
-    (3, "bf16", 8, {"executor": "gather"}),
-    (0, "bf16", 8, {"densities": "uniform"}),
-    (1, "bf16", 1, {"mask_head": True}),
-    (2, "fp32", 8, {"executor": "gather", "skip_optimizer_step": False}),
+    pytest.param(3, "bf16", 8, {"executor": "gather"}, marks=pytest.mark.long),
+    pytest.param(0, "bf16", 8, {"densities": "uniform"}, marks=pytest.mark.long),
+    pytest.param(1, "bf16", 1, {"mask_head": True}, marks=pytest.mark.long),
+    pytest.param(
+        2, "fp32", 8, {"executor": "gather", "skip_optimizer_step": False}, marks=pytest.mark.long
+    ),
 ]
 
 

@@ -96,5 +96,6 @@ class NormedMatrix(nn.Module):
         """The matrix, made once per window. Norms are taken in fp32: squares overflow in fp16."""
         if self.g is None:
             return self.v
-        scale = self.g.float() / self.v.float().norm(dim=1)
+        norm = self.v.float().norm(dim=1)
+        scale = self.g.float() / (norm + (norm == 0))  # a row that masks leave empty stays 0
         return self.v * scale.to(self.v.dtype).unsqueeze(1)
