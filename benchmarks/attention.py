@@ -9,7 +9,6 @@ tensors. They lie in memory as a model makes them, (B, T, H, D).
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.harness import Row, interleaved, options, report, row
+from benchmarks.device import device_of, device_options, seconds
+from benchmarks.harness import Row, interleaved, report, row
 from pipeline.sparsity.attention import sparse_attention
 from pipeline.sparsity.patterns import Kind, Pattern
 
@@ -45,16 +45,11 @@ class Case:
             leaf.requires_grad_()
 
     def milliseconds(self, attention: Attention) -> float:
-        self._wait()
-        began = time.perf_counter()
+        return 1e3 * seconds(self._device, lambda: self._through(attention))
+
+    def _through(self, attention: Attention) -> None:
         out = attention(self._q, self._k, self._v)
         torch.autograd.grad(out, (self._q, self._k, self._v), self._d_out)
-        self._wait()
-        return 1e3 * (time.perf_counter() - began)
-
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
 
 
 def case_rows(length: int, device: torch.device, rounds: int) -> list[Row]:
@@ -78,12 +73,8 @@ def case_rows(length: int, device: torch.device, rounds: int) -> list[Row]:
 
 def main() -> None:
     """Run every length on the device."""
-    parser = options(__doc__ or "")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    arguments = parser.parse_args()
-    device = torch.device(arguments.device)
-    if device.type == "cuda":
-        print(torch.cuda.get_device_name(device))
+    arguments = device_options(__doc__ or "").parse_args()
+    device = device_of(arguments)
     lengths = _LENGTHS[:2] if arguments.quick else _LENGTHS
     rows = []
     for length in lengths:

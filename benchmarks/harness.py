@@ -89,13 +89,14 @@ def options(description: str) -> argparse.ArgumentParser:
 def report(rows: Sequence[Row], path: Path | None) -> None:
     """Print a table, and write the rows as JSON where asked."""
     print(f"\n{machine()}\n")
-    print(f"{'case':<34}{'metric':<28}{'ours':>12}{'peer':>12}  {'':<22}{'ratio':>8}")
+    wide = 2 + max(len(found.case) for found in rows)
+    print(f"{'case':<{wide}}{'metric':<28}{'ours':>12}{'peer':>12}  {'':<22}{'ratio':>8}")
     for found in rows:
         peer = "" if found.peer is None else f"{found.peer:,.2f}"
         ratio = "" if found.ratio is None else f"{found.ratio:.2f}"
         name = found.peer_name or ""
         print(
-            f"{found.case:<34}{found.metric:<28}{found.ours:>12,.2f}{peer:>12}  "
+            f"{found.case:<{wide}}{found.metric:<28}{found.ours:>12,.2f}{peer:>12}  "
             f"{name:<22}{ratio:>8}"
         )
     if path is not None:

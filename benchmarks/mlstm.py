@@ -11,7 +11,6 @@ times forward.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +19,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.harness import Row, interleaved, options, report, row
+from benchmarks.device import device_of, device_options, seconds
+from benchmarks.harness import Row, interleaved, report, row
 from pipeline.models.mlstm.cell import MultiplicativeLSTM, MultiplicativeLSTMLayer
 from pipeline.models.mlstm.products import product
 
@@ -54,52 +54,43 @@ class Case:
 
     def ours(self) -> float:
         """The network as it is trained, weight norm included."""
-        return self.gflop / self._timed(lambda: self._through(self.network(self.x)[0], self.d_out))
+        return self.gflop / seconds(
+            self.device, lambda: self._through(self.network(self.x)[0], self.d_out)
+        )
 
     def plain_loop(self) -> float:
         """Autograd over the equations, weights prepared once."""
-        return self.gflop / self._timed(
-            lambda: self._through(_plain_loop(self.network, self.x), self.d_out)
+        return self.gflop / seconds(
+            self.device, lambda: self._through(_plain_loop(self.network, self.x), self.d_out)
         )
 
     def indexed_loop(self) -> float:
         """The same, its projection made before the loop and indexed in it."""
-        return self.gflop / self._timed(
-            lambda: self._through(_indexed_loop(self.network, self.x), self.d_out)
+        return self.gflop / seconds(
+            self.device, lambda: self._through(_indexed_loop(self.network, self.x), self.d_out)
         )
 
     def torch_lstm(self) -> float:
         """The library's LSTM."""
         x = self.x.detach().transpose(0, 1).contiguous().requires_grad_()
-        return self.lstm_gflop / self._timed(
-            lambda: self._through(self.lstm(x)[0], self.lstm_d_out)
+        return self.lstm_gflop / seconds(
+            self.device, lambda: self._through(self.lstm(x)[0], self.lstm_d_out)
         )
 
     def bare(self) -> float:
         """The recurrent products, and those of their gradients, without anything between."""
-        return self.bare_gflop / self._timed(lambda: self._operands.multiply(product))
+        return self.bare_gflop / seconds(self.device, lambda: self._operands.multiply(product))
 
     def bare_mm(self) -> float:
         """The same through `torch.mm`, whose library ours only takes where there is no faster."""
-        return self.bare_gflop / self._timed(
-            lambda: self._operands.multiply(lambda a, b: torch.mm(a, b.t()))
+        return self.bare_gflop / seconds(
+            self.device, lambda: self._operands.multiply(lambda a, b: torch.mm(a, b.t()))
         )
 
     def _through(self, out: Tensor, d_out: Tensor) -> None:
         out.backward(d_out)
         for parameter in [*self.network.parameters(), *self.lstm.parameters(), self.x]:
             parameter.grad = None
-
-    def _timed(self, run: Callable[[], None]) -> float:
-        self._wait()
-        began = time.perf_counter()
-        run()
-        self._wait()
-        return time.perf_counter() - began
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 class _Operands:
@@ -202,15 +193,11 @@ def case_rows(hidden: int, batch: int, device: torch.device, quick: bool) -> lis
 
 def main() -> None:
     """Run the cases of the device."""
-    parser = options(__doc__ or "")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    arguments = parser.parse_args()
-    device = torch.device(arguments.device)
+    arguments = device_options(__doc__ or "").parse_args()
+    device = device_of(arguments)
     cases = _CPU_CASES if device.type == "cpu" else _GPU_CASES
     if arguments.quick:
         cases = [case for case in cases if case[0] == 512 or device.type == "cuda"]
-    if device.type == "cuda":
-        print(torch.cuda.get_device_name(device))
     rows = []
     for hidden, batch in cases:
         rows += case_rows(hidden, batch, device, arguments.quick)

@@ -12,7 +12,6 @@ a hundredth of an update of the topology, in per cent of the dense step.
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +19,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.harness import Row, interleaved, options, report, row
+from benchmarks.device import device_of, device_options, seconds
+from benchmarks.harness import Row, interleaved, report, row
 from pipeline.clock import Clock
 from pipeline.heads.softmax import SoftmaxHead
 from pipeline.models.transformer import TransformerBackbone, transformer_config
@@ -83,14 +83,13 @@ class Arm:
 
     def step(self) -> float:
         """Seconds of one training step."""
-        self._wait()
-        began = time.perf_counter()
+        return seconds(self.device, self._train)
+
+    def _train(self) -> None:
         loss_sum, count, _ = self.module(self.inputs, self.targets, self.weights)
         (loss_sum / count).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self._wait()
-        return time.perf_counter() - began
 
     def upkeep(self) -> float:
         """Seconds a step spends on masks: its gradients, and a hundredth of an update."""
@@ -98,24 +97,20 @@ class Arm:
         matrices = self.plugin.matrices
         gradients = [torch.randn_like(matrix.parameter) for matrix in matrices]
         masks = [matrix.full_mask(self.device) for matrix in matrices]
-        self._wait()
-        began = time.perf_counter()
-        for gradient, mask in zip(gradients, masks, strict=True):
-            gradient.mul_(mask)
-        self._wait()
-        masked = time.perf_counter()
-        for matrix, gradient in zip(matrices, gradients, strict=True):
-            weight = matrix.parameter.detach().float()
-            evolve(
-                matrix.mask.to(self.device), scores(weight, 1), scores(gradient.float(), 1),
-                int(matrix.mask.sum()), 0.3, 0.75, generator_for(0, 0, matrix.name),
-            )  # fmt: skip
-        self._wait()
-        return masked - began + (time.perf_counter() - masked) / 100
 
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        def mask() -> None:
+            for gradient, active in zip(gradients, masks, strict=True):
+                gradient.mul_(active)
+
+        def update() -> None:
+            for matrix, gradient in zip(matrices, gradients, strict=True):
+                weight = matrix.parameter.detach().float()
+                evolve(
+                    matrix.mask.to(self.device), scores(weight, 1), scores(gradient.float(), 1),
+                    int(matrix.mask.sum()), 0.3, 0.75, generator_for(0, 0, matrix.name),
+                )  # fmt: skip
+
+        return seconds(self.device, mask) + seconds(self.device, update) / 100
 
 
 def size_rows(size: Size, device: torch.device, quick: bool) -> list[Row]:
@@ -127,23 +122,21 @@ def size_rows(size: Size, device: torch.device, quick: bool) -> list[Row]:
         "masked": Arm(size, "masked", 64, device),
     }
     rounds = 2 if quick else 7
-    seconds = interleaved({name: arm.step for name, arm in arms.items()}, rounds)
+    found = interleaved({name: arm.step for name, arm in arms.items()}, rounds)
     name = f"step mst-block s=90 d={size.width}"
     rows = [
-        row(name, "ms", 1000 * seconds["ours"], 1000 * seconds[peer], peer, lower_is_better=True)
+        row(name, "ms", 1000 * found["ours"], 1000 * found[peer], peer, lower_is_better=True)
         for peer in ("dense", "masked")
     ]
     upkeep = interleaved({"ours": Arm(size, "masked", 1, device).upkeep}, rounds)["ours"]
     return [*rows, row(f"upkeep mst-element d={size.width}", "% of a step",
-                       100 * upkeep / seconds["dense"])]  # fmt: skip
+                       100 * upkeep / found["dense"])]  # fmt: skip
 
 
 def main() -> None:
     """Run the sizes of the device."""
-    parser = options(__doc__ or "")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    arguments = parser.parse_args()
-    device = torch.device(arguments.device)
+    arguments = device_options(__doc__ or "").parse_args()
+    device = device_of(arguments)
     rows = []
     for size in _CPU_SIZES if device.type == "cpu" else _GPU_SIZES:
         rows += size_rows(size, device, arguments.quick)

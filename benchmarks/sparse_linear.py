@@ -10,7 +10,6 @@ processor in fp32 by two threads, on a GPU in bf16.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +18,8 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.harness import Row, interleaved, options, report, row
+from benchmarks.device import device_of, device_options, seconds
+from benchmarks.harness import Row, interleaved, report, row
 from pipeline.sparsity.linear import SparseLinear
 from pipeline.sparsity.topology import random_mask, spread
 
@@ -77,29 +77,17 @@ class _Arm:
 
     def __call__(self) -> float:
         case = self._case
-        self._wait()
-        began = time.perf_counter()
-        self._layer(case.x).backward(case.d_y)
-        self._wait()
-        seconds = time.perf_counter() - began
+        found = seconds(case.device, lambda: self._layer(case.x).backward(case.d_y))
         for tensor in (case.x, *self._layer.parameters()):
             tensor.grad = None
-        return 1000 * seconds
-
-    def _wait(self) -> None:
-        if self._case.device.type == "cuda":
-            torch.cuda.synchronize(self._case.device)
+        return 1000 * found
 
 
 def main() -> None:
     """Run the cases of the device."""
-    parser = options(__doc__ or "")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    arguments = parser.parse_args()
-    device = torch.device(arguments.device)
+    arguments = device_options(__doc__ or "").parse_args()
+    device = device_of(arguments)
     torch.set_num_threads(_THREADS)
-    if device.type == "cuda":
-        print(torch.cuda.get_device_name(device))
     rows: list[Row] = []
     for executor, out, inputs, tokens, block, sparsities in (
         _CPU_CASES if device.type == "cpu" else _GPU_CASES

@@ -12,21 +12,15 @@ carried (Puri et al. 2018; see docs/pipeline.md).
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from data_prep.errors import DataError
+from pipeline.seeds import derive_key
 
 _ROUNDS = 6
-
-
-def derive_key(*parts: int | str) -> int:
-    """A 64-bit key from a seed and what it is for."""
-    text = "/".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def permute(indices: np.ndarray, size: int, key: int) -> np.ndarray:

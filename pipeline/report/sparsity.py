@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 
+from data_prep.recipe.loader import validate
 from pipeline.recipe.sparsity import MixedConfig
 from pipeline.report import numbers as show
 from pipeline.report.document import Block, Paragraph, Section, Table
@@ -21,7 +20,7 @@ def sparsity_section(run: RunData, max_points: int) -> Section:
     settings = run.setting("sparsity") or {}
     if settings.get("kind") != "mixed":
         return Section("Sparsity", [])
-    plan = build_plan(MixedConfig.model_validate_json(json.dumps(settings)))
+    plan = build_plan(validate(MixedConfig, settings, "sparsity"))
     lines = [line for line in run.training if "sparsity/phase" in line]
     rows, before = [], dict.fromkeys(_SUMS, 0.0)
     for number, phase in enumerate(plan.phases):

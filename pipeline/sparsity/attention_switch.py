@@ -45,10 +45,10 @@ class AttentionSwitch:
 
     @pattern.setter
     def pattern(self, pattern: Pattern | None) -> None:
-        name = self._dense if pattern is None else _register(pattern)
-        if name != self._model.config._attn_implementation:
+        if pattern != self._pattern:  # set before every iteration, changed a few times in a run
+            name = self._dense if pattern is None else _register(pattern)
             self._model.set_attn_implementation(name)
-        self._pattern = pattern
+            self._pattern = pattern
 
     @torch.no_grad()
     def _check(self) -> None:

@@ -90,18 +90,15 @@ class MixedSparsity(StepPlugin):
             self._proof.begin()
 
     def metrics(self, clock: Clock) -> dict[str, float]:
-        active = sum(matrix.active for matrix in self.matrices)
         return {
-            "sparsity/density": active / sum(matrix.size for matrix in self.matrices),
+            "sparsity/density": self._density,
             "sparsity/phase": float(self.plan.lookup(clock.applied, self.steps)[0]),
             "sparsity/mask_churn": self._churn,
-            "sparsity/active_weights": float(active),
+            "sparsity/active_weights": float(self._active),
         }
 
     def status(self, clock: Clock) -> str:
-        active = sum(matrix.active for matrix in self.matrices)
-        density = active / sum(matrix.size for matrix in self.matrices)
-        return f"{self._current(clock).name} {density:.3g}"
+        return f"{self._current(clock).name} {self._density:.3g}"
 
     def count(self, clock: Clock, flops: Flops) -> Flops:
         return self.design.count(flops, *self._counted)
@@ -127,6 +124,15 @@ class MixedSparsity(StepPlugin):
         self._executors.load(tensors)
 
     # Masks ----------------------------------------------------------------------------------
+
+    @property
+    def _active(self) -> int:
+        """Weights."""
+        return sum(matrix.active for matrix in self.matrices)
+
+    @property
+    def _density(self) -> float:
+        return self._active / sum(matrix.size for matrix in self.matrices)
 
     def _current(self, clock: Clock) -> Phase:
         return self.plan.phases[self.plan.lookup(clock.applied, self.steps)[0]]
@@ -160,7 +166,7 @@ class MixedSparsity(StepPlugin):
             ).cpu()
             changed += int((mask ^ matrix.mask).sum()) * matrix.block**2
             self._move(engine, matrix, mask, weight, gradient)
-        self._churn = changed / sum(matrix.active for matrix in self.matrices)
+        self._churn = changed / self._active
         self._executors.masks_changed()
         _same_on_all_ranks(self.matrices)
 
@@ -174,10 +180,9 @@ class MixedSparsity(StepPlugin):
         engine.set_parameter(matrix.parameter, weight * active)
         if not self.section.skip_optimizer_step:
             engine.set_gradient(matrix.parameter, gradient * active)
-        for key in engine.moments():  # asked for another, ranks would part
+        for key in engine.moments():
             moment = engine.get_moment(matrix.parameter, key)
-            if moment is None:
-                continue
+            assert moment is not None
             moment = moment.masked_fill(changed, 0.0)
             if key == "exp_avg_sq" and self._moments_from_gradient:
                 moment = torch.where(changed & active, gradient.square(), moment)

@@ -7,16 +7,15 @@ functions are pure; randomness comes from the generator they are given.
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from torch import Tensor
+
+from pipeline.seeds import derive_key
 
 
 def generator_for(seed: int, iteration: int, name: str) -> torch.Generator:
     """The same on every rank and after every resume: nothing but its key decides it."""
-    key = hashlib.blake2b(f"{seed}/{iteration}/{name}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(key, "little") % 2**63)
+    return torch.Generator().manual_seed(derive_key(seed, iteration, name) % 2**63)
 
 
 def random_mask(shape: tuple[int, int], active: int, generator: torch.Generator) -> Tensor:

@@ -183,10 +183,7 @@ class DeepSpeedEngine:
         zero_state.set_parameter(self._ds, self._stage, parameter, value)
 
     def moments(self) -> list[str]:
-        inner = getattr(self._ds.optimizer, "optimizer", self._ds.optimizer)
-        for state in inner.state.values():
-            return [key for key, value in state.items() if torch.is_tensor(value) and value.dim()]
-        return []
+        return zero_state.moments(self._ds)
 
     def get_moment(self, parameter: nn.Parameter, key: str) -> Tensor | None:
         return zero_state.get_moment(self._ds, self._stage, parameter, key)
@@ -204,5 +201,4 @@ class DeepSpeedEngine:
         loaded, _ = self._ds.load_checkpoint(str(folder), tag=tag)
         if loaded is None:
             raise FileNotFoundError(f"DeepSpeed found nothing to load in {folder / tag}")
-        if self._stage in (1, 2) and self.moments():
-            zero_state.link_moments(self._ds)
+        zero_state.link_moments(self._ds, self._stage)

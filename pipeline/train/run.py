@@ -15,13 +15,14 @@ from torch import Tensor
 from data_prep.shards import Prepared
 from pipeline.clock import Clock, StepResult
 from pipeline.data.loader import Batch, Loader
-from pipeline.data.order import LaneOrder, ShuffledOrder, derive_key
+from pipeline.data.order import LaneOrder, ShuffledOrder
 from pipeline.data.units import loss_units
 from pipeline.optim.schedule import learning_rate
 from pipeline.protocols import Engine, StepPlugin
 from pipeline.ranks import barrier, from_rank0, rank, world_size
 from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder
+from pipeline.seeds import derive_key
 from pipeline.train import checkpoint, state
 from pipeline.train.evaluation import Evaluator
 from pipeline.train.flops import peak_flops

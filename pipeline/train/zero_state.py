@@ -93,21 +93,28 @@ def set_parameter(engine: Any, stage: int, parameter: Any, value: Tensor) -> Non
 
 
 def get_moment(engine: Any, stage: int, parameter: Any, key: str) -> Tensor | None:
-    """A full optimizer state tensor such as `exp_avg`, or None before the first step."""
-    if stage == 0:
-        state = _stage0_state(engine, parameter).get(key)
-        return None if state is None else state.detach().float().clone()
-    try:
-        full = safe_get_full_optimizer_state(parameter, key)
-    except (KeyError, ValueError):
+    """A full optimizer state tensor such as `exp_avg`; None before the first step, and for a name
+    that is none of `moments`."""
+    # Looked up first: a rank that holds a part of the parameter would fail, the others would wait.
+    if key not in moments(engine):
         return None
+    if stage == 0:
+        return _stage0_state(engine, parameter)[key].detach().float().clone()
+    full = safe_get_full_optimizer_state(parameter, key)
     return None if full is None else full.reshape(_shape(parameter)).clone()
 
 
-def link_moments(engine: Any) -> None:
-    """After a load at stages 1 and 2: DeepSpeed itself finds the moments only in the next step."""
-    engine.optimizer._hp_optimizer_states_linked = False
-    engine.optimizer._lazy_init_hp_params_optimizer_state()
+def moments(engine: Any) -> list[str]:
+    """Names of the optimizer's tensors of every weight; none before its first step."""
+    state: dict[str, Any] = next(iter(_inner_optimizer(engine).state.values()), {})
+    return [key for key, value in state.items() if torch.is_tensor(value) and value.dim()]
+
+
+def link_moments(engine: Any, stage: int) -> None:
+    """After a load: at stages 1 and 2 DeepSpeed itself finds the moments only in the next step."""
+    if stage in (1, 2) and moments(engine):
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def set_moment(engine: Any, stage: int, parameter: Any, key: str, value: Tensor) -> None:
@@ -146,5 +153,9 @@ def _stage0_master(engine: Any, parameter: Any) -> Tensor:
 
 
 def _stage0_state(engine: Any, parameter: Any) -> dict[str, Tensor]:
-    inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
-    return inner.state[_stage0_master(engine, parameter)]
+    return _inner_optimizer(engine).state[_stage0_master(engine, parameter)]
+
+
+def _inner_optimizer(engine: Any) -> Any:
+    """The torch optimizer, which ZeRO and half precision wrap."""
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)

@@ -7,29 +7,21 @@ from typing import Any
 
 import pytest
 
+from tests.distributed.training import train
 from tests.pipeline.tiny import losses, metrics, write_recipe
 from tests.ranks import run_ranks
 
 
 def rank_train(rank: int, recipe: str, overrides: list[str], stop_at: int | None) -> Any:
     """Train; `stop_at` asks for a stop, on one rank only, when that step has been applied."""
-    from data_prep.errors import StoppedAndSaved
     from pipeline.recipe import load_recipe
-    from pipeline.train import loop
     from pipeline.train.engine import init_distributed
     from pipeline.train.start import start_run
-    from pipeline.train.stop import STOP
 
     init_distributed(2)
     run = start_run(load_recipe(recipe, overrides))
-    if stop_at is not None and rank == run.engine.world_size - 1:
-        run.stop.pending = lambda: STOP if run.clock.applied >= stop_at - 1 else 0  # type: ignore[method-assign]
-    try:
-        loop.train(run)
-    except StoppedAndSaved:
-        pass
-    run.loader.close()
-    run.monitor.close()
+    asks = stop_at is not None and rank == run.engine.world_size - 1
+    train(run, (lambda: run.clock.applied >= stop_at - 1) if asks else None)
     return run.clock.to_dict(), run.lanes.gather()
 
 

@@ -15,6 +15,7 @@ from pipeline.clock import Clock, StepResult
 from pipeline.heads.softmax import SoftmaxHead
 from pipeline.models.mlstm.cell import NormedMatrix
 from pipeline.protocols import Engine, StepPlugin
+from tests.distributed.training import train
 from tests.pipeline.tiny import losses, metrics, write_recipe
 from tests.ranks import run_ranks
 
@@ -124,12 +125,9 @@ def build(recipe: Any, prepared: Any, offset_lr: float) -> Any:
 def rank_train(
     rank: int, path: str, overrides: list[str], stop_at: int | None, double: str, offset_lr: float
 ) -> Any:
-    from data_prep.errors import StoppedAndSaved
     from pipeline.recipe import load_recipe
-    from pipeline.train import loop
     from pipeline.train.engine import init_distributed
     from pipeline.train.start import open_prepared, start_run
-    from pipeline.train.stop import STOP
 
     init_distributed(2)
     recipe = load_recipe(path, overrides)
@@ -138,13 +136,7 @@ def rank_train(
     run = start_run(recipe, plugins, module)
     names = {name for name, _ in run.engine.named_parameters()}
     assert not any("offset" in name for name in names)  # owned: out of the optimizer's sight
-    if stop_at is not None:
-        run.stop.pending = lambda: STOP if run.clock.iteration >= stop_at - 1 else 0  # type: ignore[method-assign]
-    try:
-        loop.train(run)
-    except StoppedAndSaved:
-        pass
-    run.monitor.close()
+    train(run, None if stop_at is None else lambda: run.clock.iteration >= stop_at - 1)
     owned = {k: v.clone() for k, v in run.module.head.owned_parameters().items()}
     return run.clock.to_dict(), owned, [p.plugin_state() for p in run.plugins]
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.distributed.training import train
 from tests.pipeline.tiny import losses, metrics, write_recipe
 from tests.ranks import run_ranks
 
@@ -37,13 +38,10 @@ def sparse_recipe(folder: Path, steps: int = 12, model: Any = MODEL, **changes: 
 
 def rank_train(rank: int, recipe: str, overrides: list[str], stop_at: int | None) -> Any:
     """Train, looking at every copy of the weights after every step."""
-    from data_prep.errors import StoppedAndSaved
     from pipeline.clock import StepResult
     from pipeline.recipe import load_recipe
-    from pipeline.train import loop
     from pipeline.train.engine import init_distributed
     from pipeline.train.start import start_run
-    from pipeline.train.stop import STOP
 
     init_distributed(2)
     run = start_run(load_recipe(recipe, overrides))
@@ -64,14 +62,7 @@ def rank_train(rank: int, recipe: str, overrides: list[str], stop_at: int | None
                 assert copy is None or not copy[off].any()
 
     plugin.after_step = look  # type: ignore[method-assign]
-    if stop_at is not None:
-        run.stop.pending = lambda: STOP if run.clock.iteration >= stop_at - 1 else 0  # type: ignore[method-assign]
-    try:
-        loop.train(run)
-    except StoppedAndSaved:
-        pass
-    run.loader.close()
-    run.monitor.close()
+    train(run, None if stop_at is None else lambda: run.clock.iteration >= stop_at - 1)
     weights = {m.name: run.engine.get_parameter(m.parameter) for m in plugin.matrices}
     return seen, weights, plugin.plugin_state()
 

@@ -6,13 +6,10 @@ imported: `check_*` run in a process of their own.
 
 from __future__ import annotations
 
-import os
 import runpy
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -23,6 +20,7 @@ from torch import Tensor
 from pipeline.models.mlstm import kernels, window_cpu, window_gpu
 from pipeline.models.mlstm.cell import MultiplicativeLSTM
 from pipeline.models.mlstm.graphs import Replay, WindowGraphs
+from tests.pipeline.interpreter import assert_near, run_checks
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 ASTSource = pytest.importorskip("triton.compiler").ASTSource
@@ -69,23 +67,8 @@ class Window:
         return dict(zip(NAMES, (hidden, c_last, *gradients), strict=True))
 
 
-def assert_near(got: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
-    """Every difference within `tolerance` of the largest value."""
-    for name, values in wanted.items():
-        assert got[name].shape == values.shape, name
-        error = (got[name].double() - values).abs().max() / values.abs().max().clamp(min=1e-6)
-        assert error <= tolerance, f"{name}: {error:.2g}"
-
-
 def test_the_kernels_in_tritons_interpreter() -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-o", "python_functions=check_*", __file__],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
+    run_checks(__file__)
 
 
 @pytest.mark.parametrize("resets", [False, True])

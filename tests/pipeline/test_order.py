@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from data_prep.errors import DataError
 from pipeline.data.loader import Batch, Loader
-from pipeline.data.order import LaneOrder, ShuffledOrder, derive_key, permute, rank_rows
+from pipeline.data.order import LaneOrder, ShuffledOrder, permute, rank_rows
+from pipeline.seeds import derive_key
 from tests.pipeline.streams import random_stream
 
 Order = ShuffledOrder | LaneOrder

@@ -6,12 +6,9 @@ imported: `check_*` run in a process of their own.
 
 from __future__ import annotations
 
-import os
 import runpy
-import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +21,7 @@ from pipeline.sparsity import kernels, linear
 from pipeline.sparsity.choose import choose
 from pipeline.sparsity.linear import SparseLinear, missing
 from pipeline.sparsity.topology import spread
+from tests.pipeline.interpreter import assert_near, run_checks
 
 torch.set_num_threads(1)
 
@@ -70,14 +68,6 @@ def through(layer: SparseLinear, x: Tensor, d_y: Tensor) -> dict[str, Tensor]:
     gradients = {name: p.grad for name, p in layer.named_parameters() if p.grad is not None}
     assert len(gradients) == len(list(layer.parameters()))
     return {"y": y.detach(), "x": x.grad, **gradients}
-
-
-def assert_near(got: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
-    """Every difference within `tolerance` of the largest value."""
-    for name, values in wanted.items():
-        assert got[name].shape == values.shape, name
-        error = (got[name].double() - values.double()).abs().max()
-        assert error <= tolerance * values.abs().max().clamp(min=1e-6), f"{name}: {error:.2g}"
 
 
 def assert_agrees(
@@ -292,14 +282,7 @@ def test_the_fastest_is_chosen_and_nothing_is_changed_by_it(
 
 @pytest.mark.skipif(kernels.triton is None, reason="triton is not installed")
 def test_the_kernels_in_tritons_interpreter() -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-o", "python_functions=check_*", __file__],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
+    run_checks(__file__)
 
 
 def agree_in_triton(
