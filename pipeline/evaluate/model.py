@@ -65,15 +65,24 @@ class LanguageModel:
 
         `state` and `resets` (B, T) are for recurrent models; see `pipeline.protocols.Backbone`.
         """
-        if self.recurrent:
-            hidden, state = self.model.hidden(ids, state, resets)
-            logits = self.model.lm_head(hidden)
-        else:
-            logits = self.model(input_ids=ids, use_cache=False).logits
+        logits, state = self._logits(ids, state, resets)
         losses = torch.nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten(), reduction="none"
+            logits.flatten(0, 1), targets.flatten(), reduction="none"
         )
         return losses.view_as(targets), state
+
+    @torch.no_grad()
+    def log_prob(self, ids: Tensor) -> Tensor:
+        """Log-probabilities (B, T, vocabulary), fp32, of what follows each token of `ids`."""
+        return self._logits(ids)[0].log_softmax(dim=-1)
+
+    def _logits(
+        self, ids: Tensor, state: Tensor | None = None, resets: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.recurrent:
+            hidden, state = self.model.hidden(ids, state, resets)
+            return self.model.lm_head(hidden).float(), state
+        return self.model(input_ids=ids, use_cache=False).logits.float(), state
 
     @torch.no_grad()
     def features(self, texts: Sequence[str], batch_tokens: int = 8192) -> np.ndarray:
@@ -90,7 +99,7 @@ class LanguageModel:
         limits = (math.inf, _STREAMED_ROWS) if self.recurrent else (batch_tokens, math.inf)
         vectors: list[np.ndarray] = [np.empty(0)] * len(ids)
         with tqdm(total=len(ids), desc="features", unit="text", disable=None) as progress:
-            for members in _batches([len(row) for row in ids], *limits):
+            for members in batches([len(row) for row in ids], *limits):
                 rows = self.framing.rows([ids[i] for i in members]).to(self.device)
                 found = streamed(self.model, rows) if self.recurrent else pooled(self.model, rows)
                 for i, vector in zip(members, found.cpu().numpy(), strict=True):
@@ -99,7 +108,7 @@ class LanguageModel:
         return np.stack(vectors).astype(np.float32)
 
 
-def _batches(lengths: Sequence[int], most_tokens: float, most_rows: float) -> list[list[int]]:
+def batches(lengths: Sequence[int], most_tokens: float, most_rows: float) -> list[list[int]]:
     """Indices by length, longest first, so that a batch too large for the memory fails at once."""
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):

@@ -12,6 +12,7 @@ from typing import Any
 from data_prep.errors import DataError, RecipeError
 from data_prep.shards import Prepared
 from pipeline.evaluate.heldout import heldout
+from pipeline.evaluate.last_word import last_word
 from pipeline.evaluate.model import LanguageModel
 from pipeline.evaluate.samples import samples
 from pipeline.evaluate.sentiment import sentiment
@@ -21,8 +22,8 @@ from pipeline.run_folder import RunFolder, StageOutput
 
 
 def evaluate_model(recipe: Recipe) -> StageOutput:
-    """Write evals/heldout.json, and samples.json, sentiment.json and transfer.json where the recipe
-    asks for them.
+    """Write evals/heldout.json, and samples.json, sentiment.json, transfer.json and last_word.json
+    where the recipe asks for them.
 
     RecipeError when one of them exists already; DataError when there is no export, when it was made
     with another tokenizer, or when an evaluation's text is not what the recipe says.
@@ -33,6 +34,7 @@ def evaluate_model(recipe: Recipe) -> StageOutput:
     names += ["samples"] if recipe.eval.prompts else []
     names += ["sentiment"] if recipe.eval.sentiment else []
     names += ["transfer"] if recipe.eval.transfer else []
+    names += ["last_word"] if recipe.eval.last_word else []
     paths = {name: run.evals / f"{name}.json" for name in names}
     for path in paths.values():
         if path.exists():
@@ -52,6 +54,10 @@ def evaluate_model(recipe: Recipe) -> StageOutput:
         name: transfer(model, name, section, recipe.data.clean, recipe.run.seed)
         for name, section in recipe.eval.transfer.items()
     }
+    results["last_word"] = {
+        name: last_word(model, section, recipe.data.clean, recipe.run.seed)
+        for name, section in recipe.eval.last_word.items()
+    }
     outputs = [run.write_json(paths[name], results[name]) for name in names]
     counts = {
         "bits_per_byte": results["heldout"]["bits_per_byte"],
@@ -60,7 +66,7 @@ def evaluate_model(recipe: Recipe) -> StageOutput:
     }
     if recipe.eval.sentiment:
         counts["sentiment_accuracy"] = results["sentiment"]["accuracy"]
-    for name, found in results["transfer"].items():
+    for name, found in (results["transfer"] | results["last_word"]).items():
         counts[f"{name}_accuracy"] = found["accuracy"]
     return StageOutput(outputs, counts)
 

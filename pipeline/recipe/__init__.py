@@ -69,7 +69,7 @@ class Recipe(Section):
         return isinstance(self.model, MLSTMConfig)
 
     def evaluation_files(self) -> dict[str, Path]:
-        """The files of labelled texts that come after training, by the key that names them."""
+        """The files of texts to judge by that come after training, by the key that names them."""
         found = {}
         if self.eval.sentiment:
             found["eval.sentiment.path"] = Path(self.eval.sentiment.path)
@@ -77,6 +77,8 @@ class Recipe(Section):
             for key in ("train", "validation", "test"):
                 if path := getattr(section, key):
                     found[f"eval.transfer.{name}.{key}"] = Path(path)
+        for name, passages in self.eval.last_word.items():
+            found[f"eval.last_word.{name}.path"] = Path(passages.path)
         return found
 
     def accumulation(self, world_size: int) -> int:

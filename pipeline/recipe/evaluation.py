@@ -28,6 +28,16 @@ class SentimentConfig(Section):
         return self
 
 
+class LastWordConfig(Section):
+    """Passages whose last word is to be predicted, as LAMBADA's."""
+
+    path: str = Field(description="CSV or JSON lines of passages, plain, .gz or .xz")
+    text_field: str = Field(default="text", description="field that holds the passage")
+    max_texts: int | None = Field(
+        default=None, ge=1, description="passages used at most; null = all"
+    )
+
+
 class EvalConfig(Section):
     """In-loop evaluation reads the validation split, the evaluate stage the test split."""
 
@@ -41,6 +51,9 @@ class EvalConfig(Section):
     sentiment: SentimentConfig | None = Field(default=None, description="sentiment evaluation")
     transfer: dict[str, TransferConfig] = Field(
         default_factory=dict, description="sets of labelled texts for the transfer protocol"
+    )
+    last_word: dict[str, LastWordConfig] = Field(
+        default_factory=dict, description="sets of passages whose last word is predicted"
     )
     prompts: list[str] = Field(default_factory=list, description="beginnings of generated samples")
     sample_tokens: int = Field(default=160, ge=1, description="tokens generated per prompt")

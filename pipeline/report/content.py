@@ -33,6 +33,7 @@ def compose(run: RunData, title: str, max_points: int) -> Document:
         _samples(run),
         _sentiment(run),
         transfer_section(run.transfer),
+        _last_words(run),
         _finetuning(run),
         _environment(run),
         _stages(run),
@@ -126,6 +127,17 @@ def _sentiment(run: RunData) -> Section:
         f"{show.count(result.get('texts_per_second'))} texts per second were read."
     )
     return Section("Sentiment", [_accuracies(rows), Paragraph(note)])
+
+
+def _last_words(run: RunData) -> Section:
+    rows = [
+        [name, *_accuracy(found, "accuracy", "interval"), show.decimal(found["ppl_per_word"], 1),
+         show.count(found["texts"]), show.count(found["cut"])]
+        for name, found in run.last_word.items()
+    ]  # fmt: skip
+    header = ["passages", "last words hit", "95 % interval", "perplexity per word", "texts",
+              "texts cut to the model's window"]  # fmt: skip
+    return Section("Last words", [Table(header, rows)] if rows else [])
 
 
 def _finetuning(run: RunData) -> Section:

@@ -36,6 +36,7 @@ class RunData:
     heldout: dict[str, Any] | None
     sentiment: dict[str, Any] | None
     transfer: dict[str, dict[str, Any]]
+    last_word: dict[str, dict[str, Any]]
     samples: list[dict[str, Any]]
     finetune: dict[str, Any] | None
 
@@ -101,6 +102,7 @@ def read_run(folder: Path, config: dict[str, Any]) -> RunData:
         heldout=read(run.evals / "heldout.json"),
         sentiment=read(run.evals / "sentiment.json"),
         transfer=read(run.evals / "transfer.json") or {},
+        last_word=read(run.evals / "last_word.json") or {},
         samples=read(run.evals / "samples.json") or [],
         finetune=read(folder / "finetune" / "metrics.json"),
     )

@@ -23,7 +23,7 @@ OPTIONAL = [
     *(f"runs/demo/{name}" for name in (
         "env.json", "status.json", "command.txt", "ds_config.json", "stages/pretrain.json",
         "evals/heldout.json", "evals/sentiment.json", "evals/samples.json",
-        "finetune/metrics.json",
+        "evals/last_word.json", "finetune/metrics.json",
     )),
 ]  # fmt: skip
 VOID = {"meta", "img", "br"}
@@ -127,6 +127,10 @@ FILES: dict[str, Any] = {
         {"prompt": "The film", "text": "The film was ```good``` | and <b>\x00 short."},
         {"prompt": "<script>", "text": "alert(1)</script> & so on. " + "long" * 90},
     ],
+    "evals/last_word.json": {
+        "lambada": {"texts": 5153, "cut": 4711, "ppl_per_word": 432.14, "accuracy": 0.137,
+                    "interval": [0.128, 0.146]},
+    },
     "finetune/metrics.json": {
         "accuracy": 0.81, "interval": [0.79, 0.83], "macro_f1": 0.8, "majority_accuracy": 0.5,
         "labels": ["bad", "good"],
@@ -187,7 +191,7 @@ def test_page_parses_and_loads_nothing(full: tuple[Path, str, str]) -> None:
 def test_order_of_sections(full: tuple[Path, str, str]) -> None:
     titles = [
         "Result", "Text", "Model and training", "Curves", "Cost", "Further measurements", "Samples",
-        "Sentiment", "Fine-tuning", "Environment and command", "Stages",
+        "Sentiment", "Last words", "Fine-tuning", "Environment and command", "Stages",
     ]  # fmt: skip
     assert re.findall(r"<h2>(.*?)</h2>", full[1]) == titles
     assert re.findall(r"^## (.*)$", full[2], re.M) == titles
@@ -199,6 +203,7 @@ def test_numbers_are_shown_and_equal_in_both(full: tuple[Path, str, str]) -> Non
         "2.31; byte frequencies alone (unigram baseline) need 4.46: 48 % fewer bits",
         "71.2 % [68.0, 74.1]", "58.9 %", "1,234,567", "6.00e11", "3.00e11", "plugin/density",
         "FLOPs dense", "too short", "bf16", "deepspeed pretrain.py", "[66.0, 72.0]", "81.0 %",
+        "13.7 %", "[12.8, 14.6]", "432.1", "4,711",
     ):  # fmt: skip
         assert expected in page, expected
         assert expected in text, expected
