@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from tests.e2e.commands import ROOT
 README = (ROOT / "README.md").read_text()
 
 
-def test_make_demo_works_and_a_second_one_finds_everything_done(tmp_path: Path) -> None:
+def test_make_demo_works_twice_and_goes_on_under_mixed_sparsity(tmp_path: Path) -> None:
     assert re.search(r"```bash\nmake demo\n```", README)
     tracked = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -44,6 +45,24 @@ def test_make_demo_works_and_a_second_one_finds_everything_done(tmp_path: Path) 
         assert heldout["bits_per_byte"] < 0.7 * heldout["unigram_bits_per_byte"]
         sentiment = json.loads((folder / "evals/sentiment.json").read_text())
         assert sentiment["accuracy"] > sentiment["majority_accuracy"]
+    _sparse_demo(tmp_path)
+
+
+def _sparse_demo(folder: Path) -> None:
+    """The README's command, shorter; its report shows the phases and the three columns."""
+    line = next(line for line in README.splitlines() if "run.name=demo_mst" in line)
+    words = shlex.split(line)
+    sparse = subprocess.run(
+        [sys.executable, *words[1:], "run.steps=80"], cwd=folder, capture_output=True, text=True,
+        stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+    assert sparse.returncode == 0, sparse.stdout + sparse.stderr
+    report = (folder / "runs/demo_mst/report.md").read_text()
+    for phase in ("warm-up", "ultra-sparse", "regrowth", "restored"):
+        assert re.search(rf"^\| {phase} \|", report, re.MULTILINE), phase
+    for column in ("active weights", "FLOPs counted", "seconds"):
+        assert f"| {column} |" in report, column
+    assert "compare runs/demo_transformer runs/demo_mst" in README
 
 
 def test_every_path_and_command_that_the_readme_names_exists() -> None:
