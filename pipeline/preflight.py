@@ -22,6 +22,7 @@ from pipeline.heads.build import build_head
 from pipeline.models.build import build_backbone, parameter_count
 from pipeline.recipe import Recipe
 from pipeline.recipe.deepspeed import derive_deepspeed, template_path
+from pipeline.recipe.head import SoftmaxHeadConfig
 from pipeline.recipe.sparsity import MixedConfig
 from pipeline.sparsity.design import Design, design
 from pipeline.train.checkpoint import resolve_resume
@@ -52,7 +53,7 @@ def dry_run(recipe: Recipe) -> None:
     print(f"model            {parameter_count(module) / 1e6:.2f} M parameters (meta device)")
     forward = module.backbone.flops(batch.window_tokens)
     flops = 3 * (forward.total + module.head.dense_flops())
-    tokens = recipe.run.steps * batch.global_batch * batch.window_tokens
+    tokens = recipe.run.steps * batch.tokens
     print(f"training         {tokens / 1e6:.1f} M tokens, {flops * tokens:.3g} FLOPs")
     if isinstance(recipe.sparsity, MixedConfig):
         print(f"sparsity         {_design(recipe, module).summary()}")
@@ -65,7 +66,7 @@ def meta_module(recipe: Recipe) -> TrainModule:
     vocab_size = vocabulary_limit(recipe.tokenizer)
     with torch.device("meta"):
         backbone = build_backbone(recipe.model, vocab_size, recipe.batch.window_tokens, {})
-        return TrainModule(backbone, build_head(recipe.head, backbone))
+        return TrainModule(backbone, build_head(recipe, backbone))
 
 
 def _design(recipe: Recipe, module: TrainModule) -> Design:
@@ -83,9 +84,10 @@ def memory_lines(recipe: Recipe, module: TrainModule, world_size: int, dtype: st
     state = parameters * (8 + masters) / (world_size if stage >= 1 else 1)
     vocabulary = module.backbone.output_weight()
     assert vocabulary is not None
-    chunk = min(recipe.head.chunk_tokens, recipe.batch.micro_batch * recipe.batch.window_tokens)
-    logits = 3 * 4 * chunk * vocabulary.shape[0]
-    rows = {"weights": weights, "gradients": gradients, "optimizer": state, "logits": logits}
+    rows = {"weights": weights, "gradients": gradients, "optimizer": state}
+    if isinstance(recipe.head, SoftmaxHeadConfig):
+        chunk = min(recipe.head.chunk_tokens, recipe.batch.micro_batch * recipe.batch.window_tokens)
+        rows["logits"] = 3 * 4 * chunk * vocabulary.shape[0]
     return [
         f"memory           {name:<10} {size / _GIB:8.3f} GiB per device"
         for name, size in rows.items()

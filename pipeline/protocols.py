@@ -100,6 +100,8 @@ class Head(nn.Module, ABC):
     them itself in `finish_accumulation` or `after_step` and saves them in `plugin_state`.
     """
 
+    has_probabilities = True  # the loss is minus the log-probability of the targets
+
     @abstractmethod
     def bind(self, output_weight: Tensor | None, output_bias: Tensor | None = None) -> None:
         """Take the backbone's output matrix, or make one of its own when there is none."""
@@ -115,9 +117,19 @@ class Head(nn.Module, ABC):
         # ZeRO-3 gathers a module's own weights when the module is *called*: the loss is that call.
         return self.loss(hidden, targets, weights)
 
+    def begin_step(self, clock: Clock) -> None:
+        """Where the run stands: before every step, and after a checkpoint was loaded."""
+
     @abstractmethod
     def log_prob(self, hidden: Tensor) -> Tensor:
-        """Log-probabilities (..., vocabulary) in fp32 under the trained loss."""
+        """Log-probabilities (..., vocabulary) in fp32 under the trained loss.
+
+        Without probabilities, the log-softmax of what the outputs are ranked by.
+        """
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Log-probabilities, less a constant of each row, from the architecture's own logits."""
+        return logits
 
     def topk(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k largest log-probabilities and their ids."""

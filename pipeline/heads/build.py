@@ -5,18 +5,64 @@ from __future__ import annotations
 import torch
 
 from data_prep.errors import RecipeError
+from pipeline.heads.adaptive import AdaptiveHead
+from pipeline.heads.gram import GramHead
+from pipeline.heads.library import LibrarySoftmaxHead
+from pipeline.heads.phased import PhasedHead
+from pipeline.heads.sampled import SampledHead
 from pipeline.heads.softmax import SoftmaxHead
+from pipeline.heads.spherical import build_loss
 from pipeline.protocols import Backbone, Head
-from pipeline.recipe.head import SoftmaxHeadConfig
+from pipeline.recipe import Recipe
+from pipeline.recipe.head import (
+    AdaptiveHeadConfig,
+    HeadConfig,
+    PhasedHeadConfig,
+    SampledHeadConfig,
+    SoftmaxHeadConfig,
+)
 
 _LARGE_LOGIT = 50.0
 
 
-def build_head(section: SoftmaxHeadConfig, backbone: Backbone) -> Head:
-    """The head of the recipe with the backbone's output matrix."""
-    head = SoftmaxHead(section.chunk_tokens, backbone.logit_scale(), backbone.logit_softcap())
+def build_head(recipe: Recipe, backbone: Backbone) -> Head:
+    """The head of the recipe with the backbone's output matrix.
+
+    RecipeError when the architecture alters its logits in a way that the head cannot honour.
+    """
+    head = _unbound(recipe.head, recipe, backbone)
     head.bind(backbone.output_weight(), backbone.output_bias())
     return head
+
+
+def _unbound(section: HeadConfig, recipe: Recipe, backbone: Backbone) -> Head:
+    scale, softcap = backbone.logit_scale(), backbone.logit_softcap()
+    if isinstance(section, PhasedHeadConfig):
+        phases = [(p.until, _unbound(p.head, recipe, backbone)) for p in section.phases]
+        return PhasedHead(phases, recipe.run.steps)
+    if isinstance(section, SoftmaxHeadConfig) and section.library is None:
+        return SoftmaxHead(section.chunk_tokens, scale, softcap)
+    if softcap is not None:
+        raise RecipeError(
+            f"head.kind={section.kind} cannot honour the soft-capping of the logits in this "
+            "architecture: use head.kind=softmax without a library, or set its "
+            "final_logit_softcapping to null"
+        )
+    if isinstance(section, SoftmaxHeadConfig):
+        return LibrarySoftmaxHead(section.library, section.chunk_tokens, scale)
+    if isinstance(section, SampledHeadConfig):
+        return SampledHead(section.samples, recipe.run.seed, scale)
+    if isinstance(section, AdaptiveHeadConfig):
+        return AdaptiveHead(section.cutoffs, section.div_value)
+    loss = build_loss(section.loss, section.epsilon, section.sharpness, section.z_offset)
+    return GramHead(
+        loss, recipe.batch.tokens, tied=_is_tied(backbone), logit_scale=scale,
+        learned_scale=section.learned_scale,
+    )  # fmt: skip
+
+
+def _is_tied(backbone: Backbone) -> bool:
+    return backbone.causal_lm.get_input_embeddings().weight is backbone.output_weight()
 
 
 @torch.no_grad()
@@ -33,6 +79,9 @@ def check_head(head: Head, backbone: Backbone) -> None:
     ids = ((torch.arange(8, device=weight.device) * 7919 + 1) % weight.shape[0]).unsqueeze(0)
     hidden, _ = backbone(ids, None, None)
     _check_causal(backbone, ids, hidden)
+    if isinstance(head, AdaptiveHead):  # has matrices of its own: nothing to compare
+        backbone.train(was_training)
+        return
     same = _same_log_prob(head, backbone, ids)
     # Fresh logits lie near zero, where soft-capping cannot be seen: look at large ones as well.
     original = weight.clone()
@@ -64,5 +113,5 @@ def _check_causal(backbone: Backbone, ids: torch.Tensor, hidden: torch.Tensor) -
 def _same_log_prob(head: Head, backbone: Backbone, ids: torch.Tensor) -> bool:
     hidden, _ = backbone(ids, None, None)
     ours = head.log_prob(hidden)
-    theirs = backbone.causal_lm(input_ids=ids).logits.float().log_softmax(dim=-1)
+    theirs = head.scores(backbone.causal_lm(input_ids=ids).logits.float()).log_softmax(dim=-1)
     return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4)

@@ -18,6 +18,11 @@ class BatchConfig(Section):
         description="ranges [first, last) of instance numbers whose batches are passed over",
     )
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of one optimizer step, over all devices."""
+        return self.global_batch * self.window_tokens
+
     @model_validator(mode="after")
     def _divides(self) -> BatchConfig:
         if self.global_batch % self.micro_batch:

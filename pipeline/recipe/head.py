@@ -1,12 +1,14 @@
-"""The `head` section: which output layer and loss."""
+"""The `head` section: which output layer and loss (docs/sparse-vocabulary.md)."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_prep.recipe.section import Section
+
+SPHERICAL = Literal["squared", "spherical", "taylor", "z"]
 
 
 class SoftmaxHeadConfig(Section):
@@ -16,6 +18,87 @@ class SoftmaxHeadConfig(Section):
     chunk_tokens: int = Field(
         default=2048, ge=1, description="tokens whose logits exist at the same time"
     )
+    library: Literal["torch", "deepspeed", "liger", "cce"] | None = Field(
+        default=None,
+        description="compute it with torch's linear_cross_entropy, DeepSpeed's "
+        "chunked_cross_entropy, or on a GPU Liger or Cut Cross-Entropy; null = our own",
+    )
 
 
-HeadConfig = Annotated[SoftmaxHeadConfig, Field()]
+class SphericalConfig(Section):
+    """A loss that can be trained without computing all outputs (Vincent et al. 2015)."""
+
+    loss: SPHERICAL = Field(
+        default="taylor",
+        description="taylor and spherical have probabilities, z ranks well, squared is plain",
+    )
+    epsilon: float = Field(
+        default=1e-2, gt=0, description="spherical: added to every squared output"
+    )
+    sharpness: float = Field(default=0.1, gt=0, description="z: A of softplus(A (B - z)) / A")
+    z_offset: float = Field(default=10.0, description="z: B, deviations above the mean to reach")
+
+
+class GramHeadConfig(SphericalConfig):
+    """An explicit output matrix and its exact gradient, written out once a step; any optimizer."""
+
+    kind: Literal["gram"]
+    learned_scale: bool = Field(
+        default=False, description="train a factor and an offset of all outputs, in the family too"
+    )
+
+
+class SampledHeadConfig(Section):
+    """Softmax over the target and a shared sample of the vocabulary, corrected for its chances."""
+
+    kind: Literal["sampled"]
+    samples: int = Field(default=2048, ge=1, description="ids drawn for each micro-batch")
+
+
+class AdaptiveHeadConfig(Section):
+    """torch.nn.AdaptiveLogSoftmaxWithLoss: rare ids in clusters of smaller width (Grave 2017)."""
+
+    kind: Literal["adaptive"]
+    cutoffs: list[int] = Field(
+        min_length=1, description="first ids of the clusters; ids must be sorted by frequency"
+    )
+    div_value: float = Field(default=4.0, gt=0, description="width of a cluster over the next")
+
+
+OneHeadConfig = Annotated[
+    SoftmaxHeadConfig | GramHeadConfig | SampledHeadConfig | AdaptiveHeadConfig,
+    Field(discriminator="kind"),
+]
+
+
+class HeadPhaseConfig(Section):
+    """A head that trains until a share of the run has passed."""
+
+    until: float = Field(gt=0, le=1, description="share of run.steps at which the phase ends")
+    head: OneHeadConfig = Field(description="its head; all of them train the same matrix")
+
+
+class PhasedHeadConfig(Section):
+    """One head after the other over the same matrix, as taylor first and softmax at the end."""
+
+    kind: Literal["phased"]
+    phases: list[HeadPhaseConfig] = Field(min_length=2, description="in the order of their ends")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> PhasedHeadConfig:
+        ends = [phase.until for phase in self.phases]
+        if ends != sorted(set(ends)) or ends[-1] != 1:
+            raise ValueError(
+                f"phases end at {ends}: expected rising shares of the run, the last of them 1"
+            )
+        if "adaptive" in [phase.head.kind for phase in self.phases]:
+            raise ValueError(
+                "head.kind=adaptive has matrices of its own and cannot share one with other heads"
+            )
+        return self
+
+
+HeadConfig = Annotated[
+    SoftmaxHeadConfig | GramHeadConfig | SampledHeadConfig | AdaptiveHeadConfig | PhasedHeadConfig,
+    Field(discriminator="kind"),
+]

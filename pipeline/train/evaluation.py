@@ -55,7 +55,10 @@ class Evaluator:
         module.train(was_training)
         if world_size() > 1:
             dist.all_reduce(totals)
-        units = loss_units(float(totals[0] / totals[1]), self._split)
+        loss = float(totals[0] / totals[1])
+        if not module.head.has_probabilities:
+            return {"eval/loss": loss}  # of no unit that could be compared
+        units = loss_units(loss, self._split)
         return {
             "eval/loss": units["nats_per_token"],
             "eval/bpc": units["bits_per_character"],

@@ -55,6 +55,7 @@ def train_step(run: TrainingRun) -> StepResult:
         run.share(torch.zeros(2, device=engine.device))
         return _advance(run, StepResult.SKIPPED)
     batch = run.next_batch()
+    run.module.head.begin_step(clock)
     for plugin in run.plugins:
         plugin.before_iteration(engine, clock)
     engine.set_lr(learning_rate(run.recipe.optim, clock.applied, run.recipe.run.steps))

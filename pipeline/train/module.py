@@ -41,6 +41,6 @@ def build_module(recipe: Recipe, prepared: Prepared) -> TrainModule:
     backbone = build_backbone(
         recipe.model, prepared.vocab_size, recipe.batch.window_tokens, special
     )
-    head = build_head(recipe.head, backbone)
+    head = build_head(recipe, backbone)
     check_head(head, backbone)
     return TrainModule(backbone, head)

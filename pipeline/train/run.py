@@ -169,7 +169,7 @@ class TrainingRun:
             "train/skipped_steps": self.meters.skipped_steps,
             **self.meters.metrics(),
             "train/epoch": self.loader.order.epoch(self.clock.instances),
-            "batch/global_tokens": self.recipe.batch.global_batch * self.recipe.batch.window_tokens,
+            "batch/global_tokens": self.recipe.batch.tokens,
             "perf/tokens_per_sec": rate,
             "perf/tokens_per_sec_per_gpu": rate / world_size(),
             "perf/data_wait_ms": 1000 * self._data_wait_s,
@@ -199,6 +199,8 @@ class TrainingRun:
         """The step's loss in nats per token and per byte; nothing for a loss that is no number."""
         if not math.isfinite(self.last_loss):
             return {}
+        if not self.module.head.has_probabilities:
+            return {"train/loss": self.last_loss}
         units = loss_units(self.last_loss, self._train_split)
         return {
             "train/loss": self.last_loss,
@@ -210,11 +212,11 @@ class TrainingRun:
         """Held-out loss; logged. Collective."""
         metrics = self.evaluator.run(self.engine, self.module)
         self.monitor.log(self.clock, metrics | self.meters.metrics())
-        self.monitor.say(
-            f"step {self.clock.applied} | validation: loss {metrics['eval/loss']:.4f} | "
-            f"{metrics['eval/bits_per_byte']:.4f} bits/byte | "
-            f"{metrics['eval/bpc']:.4f} bits/character"
-        )
+        said = f"step {self.clock.applied} | validation: loss {metrics['eval/loss']:.4f}"
+        if self.module.head.has_probabilities:
+            said += f" | {metrics['eval/bits_per_byte']:.4f} bits/byte"
+            said += f" | {metrics['eval/bpc']:.4f} bits/character"
+        self.monitor.say(said)
         return metrics
 
     # Saving and restoring ---------------------------------------------------------------------

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_prep.errors import RecipeError
-from pipeline.heads.build import build_head, check_head
+from pipeline.heads.build import check_head
+from pipeline.heads.softmax import SoftmaxHead
 from pipeline.models.build import build_backbone, parameter_count
 from pipeline.models.transformer import TransformerBackbone
 from pipeline.protocols import Head
-from pipeline.recipe.head import SoftmaxHeadConfig
 from pipeline.recipe.model import TransformerConfig
 from pipeline.train.module import TrainModule
 
@@ -49,7 +49,9 @@ def make(architecture: str, **changes: Any) -> TransformerBackbone:
 
 
 def with_head(backbone: TransformerBackbone) -> Head:
-    return build_head(SoftmaxHeadConfig(), backbone)
+    head = SoftmaxHead(2048, backbone.logit_scale(), backbone.logit_softcap())
+    head.bind(backbone.output_weight(), backbone.output_bias())
+    return head
 
 
 def grow(backbone: TransformerBackbone) -> None:

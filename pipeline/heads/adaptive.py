@@ -1,0 +1,53 @@
+"""Adaptive softmax (Grave et al. 2017) through `torch.nn.AdaptiveLogSoftmaxWithLoss`.
+
+Another model than a full softmax: rare ids share clusters whose matrices are narrower. Ids must be
+sorted by frequency, as those of the word-level tokenizer are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from data_prep.errors import RecipeError
+from pipeline.clock import Clock
+from pipeline.protocols import Head
+
+
+class AdaptiveHead(Head):
+    """Has matrices of its own; the backbone's output matrix is not used."""
+
+    def __init__(self, cutoffs: Sequence[int], div_value: float) -> None:
+        super().__init__()
+        self.cutoffs = list(cutoffs)
+        self.div_value = div_value
+
+    def bind(self, output_weight: Tensor | None, output_bias: Tensor | None = None) -> None:
+        if output_weight is None:
+            raise ValueError("an adaptive head takes its sizes from the backbone's output matrix")
+        self.vocab_size, self.width = output_weight.shape
+        try:
+            self.softmax = nn.AdaptiveLogSoftmaxWithLoss(
+                self.width, self.vocab_size, self.cutoffs, self.div_value,
+                device=output_weight.device,
+            )  # fmt: skip
+        except ValueError as error:
+            raise RecipeError(
+                f"head.cutoffs={self.cutoffs} do not fit a vocabulary of {self.vocab_size}: {error}"
+            ) from None
+
+    def loss(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        output, _ = self.softmax(hidden.flatten(0, -2), targets.flatten())
+        return -(output.float() * weights.flatten()).sum(), weights.sum()
+
+    def log_prob(self, hidden: Tensor) -> Tensor:
+        flat = self.softmax.log_prob(hidden.flatten(0, -2)).float()
+        return flat.view(*hidden.shape[:-1], self.vocab_size)
+
+    def flops(self, clock: Clock) -> float:
+        """Of a token in the head cluster: what is beyond depends on the text."""
+        return 2.0 * self.width * (self.softmax.head_size)
+
+    def dense_flops(self) -> float:
+        return 2.0 * self.vocab_size * self.width

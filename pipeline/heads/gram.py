@@ -1,0 +1,165 @@
+"""The Gram head: exact training of an explicit output matrix at a cost free of the vocabulary.
+
+Once a step Q = W^T W and W^T 1 are formed; an example then needs Q h and the rows of W of its
+targets. The gradient is kept as three small sums and written out once a step, in full, so that any
+optimizer, clipping, decay and ZeRO stage see what autograd would have given them. Between, nothing
+of size examples x vocabulary exists. After Vincent, de Brebisson and Bouthillier (2015), whose
+factored form (`factored.py`) is for batches small beside the vocabulary and plain SGD.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.clock import Clock, StepResult
+from pipeline.heads.spherical import SphericalLoss
+from pipeline.heads.sums import GradientSums
+from pipeline.protocols import Engine, Head
+
+_ROWS_AT_ONCE = 1 << 14  # of W, converted to fp32 for a product
+
+
+class GramHead(Head):
+    """`tokens_per_step` is for the count of FLOPs alone. `tied`: autograd writes a gradient into
+    the same matrix, which is added to."""
+
+    def __init__(
+        self,
+        loss: SphericalLoss,
+        tokens_per_step: int,
+        *,
+        tied: bool = False,
+        logit_scale: float = 1.0,
+        learned_scale: bool = False,
+    ) -> None:
+        super().__init__()
+        self.spherical = loss
+        self.has_probabilities = loss.has_probabilities
+        self.tokens_per_step = tokens_per_step
+        self.tied = tied
+        self.logit_scale = logit_scale
+        # o = scale o + offset stays in the family, and lets the loss choose where it works.
+        self.scale = nn.Parameter(torch.ones(1)) if learned_scale else None
+        self.offset = nn.Parameter(torch.zeros(1)) if learned_scale else None
+
+    def bind(self, output_weight: Tensor | None, output_bias: Tensor | None = None) -> None:
+        if output_weight is None:
+            raise ValueError("a Gram head needs the backbone's output matrix")
+        # The same Parameter objects, registered here too: ZeRO-3 gathers what a module owns.
+        self.weight: Any = output_weight
+        self.bias: Any = output_bias
+        self.outputs, self.width = output_weight.shape
+        self.gram: Tensor | None = None  # of the present weights; None when they have moved
+
+    def loss(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        q, s, a = self.statistics(hidden.flatten(0, -2), targets.reshape(-1, 1))
+        q, s, a = self._shaped(q, s, a)
+        losses = self.spherical(q, s, a, self.outputs)
+        return (losses * weights.flatten()).sum(), weights.sum()
+
+    def statistics(self, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, s (N,) and a (N, K) in fp32 of hidden (N, d) and target ids (N, K), differentiable.
+
+        The backward pass adds to the sums of W's gradient, and gives W itself none.
+        """
+        if self.gram is None:
+            self._form_gram()
+        h = hidden.float()
+        if self.bias is not None:  # a bias is one more column of W, whose input is 1
+            h = torch.cat([h, h.new_ones(len(h), 1)], dim=1)
+        h = h * self.logit_scale
+        return _Statistics.apply(h, ids, self._rows(ids), self.gram, self.total, self.sums)
+
+    @torch.no_grad()
+    def _form_gram(self) -> None:
+        width = self.width + (self.bias is not None)
+        self.gram = torch.zeros(width, width, device=self.weight.device)
+        self.total = torch.zeros(width, device=self.weight.device)
+        for first in range(0, self.outputs, _ROWS_AT_ONCE):
+            rows = self._rows(slice(first, first + _ROWS_AT_ONCE))
+            self.gram.addmm_(rows.t(), rows)
+            self.total += rows.sum(dim=0)
+        if not hasattr(self, "sums"):
+            self.sums = GradientSums(width, self.weight.device, torch.float32)
+
+    @torch.no_grad()
+    def _rows(self, ids: Any) -> Tensor:
+        """Rows of W in fp32, each with its bias at the end where there is one."""
+        rows = self.weight[ids].float()
+        if self.bias is None:
+            return rows
+        return torch.cat([rows, self.bias[ids].float().unsqueeze(-1)], dim=-1)
+
+    def _shaped(self, q: Tensor, s: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The statistics of scale * o + offset."""
+        if self.scale is None or self.offset is None:
+            return q, s, a
+        scale, offset = self.scale.float(), self.offset.float()
+        q = scale**2 * q + 2 * scale * offset * s + self.outputs * offset**2
+        return q, scale * s + self.outputs * offset, scale * a + offset
+
+    def log_prob(self, hidden: Tensor) -> Tensor:
+        logits = nn.functional.linear(hidden, self.weight, self.bias).float()
+        return self.scores(self.logit_scale * logits).log_softmax(dim=-1)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        if self.scale is not None and self.offset is not None:
+            logits = self.scale * logits + self.offset
+        return self.spherical.scores(logits, self.outputs)
+
+    def finish_accumulation(self, engine: Engine) -> None:
+        sums = self.sums
+        sums.reduce()
+        # Summed over ranks, where the engine's own gradients are means; see `Engine.backward`.
+        sums.scale(1.0 / (engine.loss_scale * engine.world_size))
+        weight = self.weight if self.weight.numel() else engine.get_parameter(self.weight)
+        bias = self.bias
+        if bias is not None:
+            column = bias if bias.numel() else engine.get_parameter(bias)
+            weight = torch.cat([weight.float(), column.float().unsqueeze(1)], dim=1)
+        gradient = sums.gradient(weight.detach().to(self.weight.dtype))
+        sums.clear()
+        if bias is not None:
+            engine.set_gradient(bias, gradient[:, -1].contiguous())
+            gradient = gradient[:, :-1].contiguous()
+        if self.tied:
+            gradient += engine.get_gradient(self.weight)
+        engine.set_gradient(self.weight, gradient)
+
+    def after_step(self, result: StepResult) -> None:
+        self.gram = None
+        if hasattr(self, "sums"):  # a step that was skipped leaves nothing to the next
+            self.sums.clear()
+
+    def flops(self, clock: Clock) -> float:
+        # Forward and backward count as three times this: Q h and C of a token, and its share of
+        # the products that form Q and the gradient once a step.
+        once = 4.0 * self.outputs * self.width**2 / self.tokens_per_step
+        return (4.0 * self.width**2 + once) / 3
+
+    def dense_flops(self) -> float:
+        return 2.0 * self.outputs * self.width
+
+
+class _Statistics(torch.autograd.Function):
+    """(h, target ids, their rows) -> (q, s, a); the gradient of W goes into the sums."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, h: Tensor, ids: Tensor, rows: Tensor, gram: Tensor, total: Tensor, sums: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        product = h @ gram
+        ctx.save_for_backward(h, ids, rows, product, total)
+        ctx.sums = sums
+        return (h * product).sum(dim=1), h @ total, torch.einsum("nd,nkd->nk", h, rows)
+
+    @staticmethod
+    def backward(ctx: Any, gq: Tensor, gs: Tensor, ga: Tensor) -> Any:  # type: ignore[override]
+        h, ids, rows, product, total = ctx.saved_tensors
+        ctx.sums.add(h, gq, gs, ga, ids)
+        d_h = 2 * gq.unsqueeze(1) * product + gs.unsqueeze(1) * total
+        d_h += torch.einsum("nk,nkd->nd", ga, rows)
+        return d_h, None, None, None, None, None

@@ -1,0 +1,109 @@
+"""Heads that write their own gradients, on two ranks at every ZeRO stage, beside autograd over all
+outputs; and bit-exact resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor, nn
+
+from pipeline.heads.gram import GramHead
+from pipeline.protocols import Engine
+from tests.distributed.training import train
+from tests.pipeline.tiny import losses, write_recipe
+from tests.ranks import run_ranks
+
+
+class DenseSphericalHead(GramHead):
+    """The same loss from all outputs, its gradient left to autograd."""
+
+    def loss(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        o = nn.functional.linear(hidden, self.weight, self.bias).float() * self.logit_scale
+        a = o.gather(-1, targets.unsqueeze(-1)).flatten(0, -2)
+        q, s, a = self._shaped((o * o).sum(-1).flatten(), o.sum(-1).flatten(), a)
+        return (self.spherical(q, s, a, self.outputs) * weights.flatten()).sum(), weights.sum()
+
+    def finish_accumulation(self, engine: Engine) -> None:
+        """Nothing is left to do."""
+
+
+def rank_train(
+    rank: int, ranks: int, path: str, overrides: list[str], dense: bool, stop_at: int | None
+) -> Any:
+    from pipeline.recipe import load_recipe
+    from pipeline.train.engine import init_distributed
+    from pipeline.train.module import TrainModule, build_module
+    from pipeline.train.start import open_prepared, start_run
+
+    init_distributed(2)
+    recipe = load_recipe(path, overrides)
+    module = build_module(recipe, open_prepared(recipe))
+    if dense:
+        ours = module.head
+        head = DenseSphericalHead(
+            ours.spherical, 1, logit_scale=ours.logit_scale, learned_scale=ours.scale is not None
+        )
+        head.bind(module.backbone.output_weight(), module.backbone.output_bias())
+        module = TrainModule(module.backbone, head)
+    run = start_run(recipe, module=module)
+    train(run, None if stop_at is None else lambda: run.clock.iteration >= stop_at - 1)
+    return run.engine.get_parameter(run.module.backbone.output_weight()).clone()
+
+
+def trained(folder: Path, name: str, ranks: int, *overrides: str, dense: bool = False,
+            kind: str = "transformer", stop_at: int | None = None) -> list[float]:  # fmt: skip
+    path = str(write_recipe(folder, kind))
+    dropout = [f"model.config.{key}_pdrop=0" for key in ("resid", "embd")]
+    changes = [f"run.name={name}", *(dropout if kind == "transformer" else []), *overrides]
+    run_ranks(ranks, rank_train, ranks, path, changes, dense, stop_at)
+    return losses(folder / "runs" / name)
+
+
+TAYLOR = "head={kind: gram, loss: taylor, learned_scale: true}"
+
+
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    ("stage", "tied"),
+    [
+        (0, True), (1, False), (2, True), (3, False),
+        *(pytest.param(*case, marks=LONG) for case in [(0, False), (1, True), (2, False), (3, True)]),
+    ],
+)  # fmt: skip
+def test_two_ranks_train_as_autograd_over_all_outputs(
+    tmp_path: Path, stage: int, tied: bool
+) -> None:
+    """Accumulation of two micro-batches, clipping and decay inside."""
+    changes = (TAYLOR, f"engine.zero_stage={stage}", "optim.gradient_clip_norm=0.5",
+               f"model.config.tie_word_embeddings={str(tied).lower()}")  # fmt: skip
+    expected = trained(tmp_path, "dense", 1, *changes, dense=True)
+    found = trained(tmp_path, "gram", 2, *changes)
+    assert found == pytest.approx(expected, abs=5e-5)
+
+
+@pytest.mark.parametrize("loss", ["spherical", pytest.param("z", marks=LONG), "squared"])
+def test_every_loss_and_a_biased_recurrent_model(tmp_path: Path, loss: str) -> None:
+    changes = (f"head={{kind: gram, loss: {loss}}}", "optim.lr=0.003")
+    expected = trained(tmp_path, "dense", 1, *changes, dense=True, kind="mlstm")
+    found = trained(tmp_path, "gram", 2, *changes, kind="mlstm")
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=LONG), 2])
+def test_half_precision(tmp_path: Path, stage: int) -> None:
+    changes = (TAYLOR, "precision.dtype=bf16", f"engine.zero_stage={stage}")
+    expected = trained(tmp_path, "dense", 1, *changes, dense=True)
+    found = trained(tmp_path, "gram", 2, *changes)
+    assert found == pytest.approx(expected, abs=2e-2)
+
+
+@pytest.mark.parametrize("stage", [*(pytest.param(s, marks=LONG) for s in (0, 2)), 1, 3])
+def test_resume_is_exact(tmp_path: Path, stage: int) -> None:
+    changes = (TAYLOR, f"engine.zero_stage={stage}")
+    straight = trained(tmp_path, "straight", 2, *changes)
+    trained(tmp_path, "cut", 2, *changes, stop_at=3)
+    assert trained(tmp_path, "cut", 2, *changes, "run.resume=must") == straight

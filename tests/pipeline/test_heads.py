@@ -1,0 +1,149 @@
+"""Heads beside the Gram head: sampled, adaptive, of libraries, and one after the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from data_prep.errors import RecipeError
+from pipeline.clock import Clock, StepResult
+from pipeline.heads.adaptive import AdaptiveHead
+from pipeline.heads.gram import GramHead
+from pipeline.heads.library import LibrarySoftmaxHead
+from pipeline.heads.phased import PhasedHead
+from pipeline.heads.sampled import SampledHead
+from pipeline.heads.softmax import SoftmaxHead
+from pipeline.heads.spherical import build_loss
+from pipeline.recipe import load_recipe
+from tests.pipeline.tiny import write_recipe
+
+OUTPUTS, WIDTH = 50, 6
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def inputs() -> tuple[Tensor, Tensor, Tensor]:
+    weights = torch.ones(4, 8)
+    weights[:, -2:] = 0
+    return torch.randn(4, 8, WIDTH, requires_grad=True), torch.randint(OUTPUTS, (4, 8)), weights
+
+
+def bound(head: Any, biased: bool = True) -> Any:
+    bias = torch.randn(OUTPUTS).requires_grad_() if biased else None
+    head.bind(torch.randn(OUTPUTS, WIDTH).requires_grad_(), bias)
+    return head
+
+
+def gradients(head: Any, batch: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:
+    leaves = [batch[0], head.weight, *([] if head.bias is None else [head.bias])]
+    return list(torch.autograd.grad(head(*batch)[0], leaves))
+
+
+@pytest.mark.parametrize("library", ["torch", "deepspeed"])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_library_gives_our_loss_and_gradients(library: str, biased: bool) -> None:
+    if library == "torch" and not hasattr(nn.functional, "linear_cross_entropy"):
+        pytest.skip("this torch has no linear_cross_entropy")
+    batch = inputs()
+    theirs = bound(LibrarySoftmaxHead(library, logit_scale=0.5), biased)
+    ours = SoftmaxHead(logit_scale=0.5)
+    ours.bind(theirs.weight, theirs.bias)
+    torch.testing.assert_close(theirs(*batch), ours(*batch))
+    torch.testing.assert_close(gradients(theirs, batch), gradients(ours, batch))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(*batch), ours(*batch))
+
+
+@pytest.mark.parametrize("library", ["liger", "cce"])
+def test_a_library_for_gpus_says_so(library: str) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(RecipeError, match=f"head.library={library} needs a GPU"):
+        LibrarySoftmaxHead(library)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_sampled_softmax_approaches_the_full_one(biased: bool) -> None:
+    batch = inputs()
+    sampled = bound(SampledHead(400_000, seed=1, logit_scale=0.5), biased)
+    full = SoftmaxHead(logit_scale=0.5)
+    full.bind(sampled.weight, sampled.bias)
+    torch.testing.assert_close(sampled(*batch)[0], full(*batch)[0], rtol=0.02, atol=0.0)
+    for a, b in zip(gradients(sampled, batch), gradients(full, batch), strict=True):
+        torch.testing.assert_close(a, b, rtol=0.1, atol=0.1)
+    with torch.no_grad():
+        assert torch.equal(sampled(*batch)[0], full(*batch)[0])
+
+
+def test_the_sample_is_a_function_of_step_and_micro_batch() -> None:
+    batch, head = inputs(), bound(SampledHead(20, seed=1))
+    clock = Clock()
+    first = []
+    for _ in range(2):
+        head.begin_step(clock)
+        first.append([head(*batch)[0].item() for _ in range(2)])
+    assert first[0] == first[1] and first[0][0] != first[0][1]
+    clock.advance(StepResult.APPLIED, 4)
+    head.begin_step(clock)
+    assert head(*batch)[0].item() != first[0][0]
+
+
+def test_adaptive_softmax_is_a_distribution_and_trains() -> None:
+    hidden, targets, weights = inputs()
+    head = AdaptiveHead([10, 25], 2.0)
+    head.bind(torch.empty(OUTPUTS, WIDTH))
+    log_prob = head.log_prob(hidden)
+    torch.testing.assert_close(log_prob.exp().sum(dim=-1), torch.ones(4, 8))
+    picked = log_prob.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(head(hidden, targets, weights)[0], -(picked * weights).sum())
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
+    losses = []
+    for _ in range(20):
+        loss = head(hidden.detach(), targets, weights)[0]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_cutoffs_beyond_the_vocabulary_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"head.cutoffs=\[10, 90\] do not fit a vocabulary of 50"):
+        AdaptiveHead([10, 90], 4.0).bind(torch.empty(OUTPUTS, WIDTH))
+
+
+def test_phases_move_with_the_applied_steps() -> None:
+    taylor, softmax = GramHead(build_loss("taylor"), 1), SoftmaxHead()
+    head = bound(PhasedHead([(0.75, taylor), (1.0, softmax)], steps=8), False)
+    clock, batch, found = Clock(), inputs(), []
+    for _ in range(9):
+        head.begin_step(clock)
+        found.append(head.active is softmax)
+        expected = head.active(*batch)[0]
+        assert torch.equal(head(*batch)[0], expected)
+        clock.advance(StepResult.APPLIED, 4)
+    assert found == [False] * 6 + [True] * 3  # after the end it stays what it was
+    assert len(list(head.parameters())) == 0  # the tensors of this test are no Parameters
+    assert torch.equal(head.log_prob(batch[0]), softmax.log_prob(batch[0]))
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        ("{kind: gram, loss: softmax}", "head"),
+        ("{kind: phased, phases: [{until: 0.9, head: {kind: softmax}}, "
+         "{until: 0.5, head: {kind: softmax}}]}", r"phases end at \[0.9, 0.5\]"),
+        ("{kind: phased, phases: [{until: 0.5, head: {kind: adaptive, cutoffs: [10]}}, "
+         "{until: 1, head: {kind: softmax}}]}", "cannot share one"),
+    ],
+)  # fmt: skip
+def test_wrong_heads_are_refused(tmp_path: Path, head: str, words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        load_recipe(write_recipe(tmp_path, "transformer"), [f"head={head}"])
