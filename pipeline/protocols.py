@@ -131,6 +131,10 @@ class Head(nn.Module, ABC):
         """Log-probabilities, less a constant of each row, from the architecture's own logits."""
         return logits
 
+    def export_settings(self) -> dict[str, Any]:
+        """What `pipeline.export.scored` must know to do what `scores` does; empty for logits."""
+        return {}
+
     def topk(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k largest log-probabilities and their ids."""
         values, ids = self.log_prob(hidden).topk(k, dim=-1)

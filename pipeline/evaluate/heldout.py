@@ -27,6 +27,9 @@ def heldout(
 ) -> dict[str, Any]:
     """Mean loss over the first `max_tokens` predicted tokens of `split`, and how many there were.
 
+    `top1` and `top10` are the shares of tokens that were the likeliest, or among the ten. A head
+    without probabilities has these alone.
+
     `batch` is the number of lanes or windows computed at once. DataError when the split is empty.
     """
     tokens = min(split.tokens - 1, max_tokens)
@@ -35,13 +38,15 @@ def heldout(
             f"the {split.name} split holds {split.tokens} tokens, at least 2 are needed: raise "
             f"data.split.{split.name} or give more text"
         )
-    total = 0.0
+    total, hits = 0.0, {1: 0, 10: 0}
     with tqdm(total=tokens, desc=f"{split.name} loss", unit="tok", disable=None) as progress:
         for rows in _row_groups(tokens, window, batch, model.recurrent):
-            for losses in _walk(model, split, rows, window):
+            for losses, ranks in _walk(model, split, rows, window):
                 total += float(losses.sum())
+                hits = {k: n + int((ranks < k).sum()) for k, n in hits.items()}
                 progress.update(len(losses))
-    return loss_units(total / tokens, split) | {"tokens": tokens}
+    units = loss_units(total / tokens, split) if model.has_probabilities else {}
+    return units | {f"top{k}": n / tokens for k, n in hits.items()} | {"tokens": tokens}
 
 
 def _row_groups(tokens: int, window: int, batch: int, recurrent: bool) -> Iterator[list[range]]:
@@ -53,8 +58,11 @@ def _row_groups(tokens: int, window: int, batch: int, recurrent: bool) -> Iterat
         yield pieces[first : first + batch]
 
 
-def _walk(model: LanguageModel, split: Split, rows: list[range], window: int) -> Iterator[Tensor]:
-    """float64 losses of the tokens after each place of `rows`, one window of all rows at a time."""
+def _walk(
+    model: LanguageModel, split: Split, rows: list[range], window: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """float64 losses and ranks of the tokens after each place of `rows`, one window of all rows at
+    a time."""
     state: Tensor | None = None
     for at in range(0, len(rows[0]), window):
         # Only the last row can be shorter than the others: rows that have ended are a tail.
@@ -68,6 +76,7 @@ def _walk(model: LanguageModel, split: Split, rows: list[range], window: int) ->
             torch.from_numpy(part).to(model.device) for part in (ids[:, :-1], ids[:, 1:], resets)
         )
         state = None if state is None else state[: len(pieces)]
-        losses, state = model.nll(inputs, targets.contiguous(), state, zeroed)
+        losses, ranks, state = model.judge(inputs, targets.contiguous(), state, zeroed)
         real = torch.tensor([len(piece) for piece in pieces]).unsqueeze(1) > torch.arange(longest)
-        yield losses.double()[real.to(model.device)]
+        real = real.to(model.device)
+        yield losses.double()[real], ranks[real]

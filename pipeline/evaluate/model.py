@@ -17,6 +17,7 @@ from data_prep.errors import DataError
 from data_prep.tokenizers import Tokenizer, load_tokenizer
 from pipeline.evaluate.pooling import Framing, pooled, position_limit, streamed
 from pipeline.export.register import register_models
+from pipeline.export.scored.modeling_scored import ScoredForCausalLM
 from pipeline.models.mlstm.modeling_mlstm import MLSTMForCausalLM
 
 _STREAMED_ROWS = 128  # texts that a recurrent model reads side by side
@@ -26,12 +27,15 @@ class LanguageModel:
     """A causal language model in eval mode; `position_limit` is None when it reads without end."""
 
     def __init__(self, model: Any, tokenizer: Tokenizer, device: torch.device) -> None:
-        self.model = model.to(device).eval()
+        self.causal_lm = model.to(device).eval()
+        # Under the scores of another head than softmax lies the architecture itself.
+        self.model = model.model if isinstance(model, ScoredForCausalLM) else model
         self.tokenizer = tokenizer
         self.device = device
-        self.framing = Framing(model, tokenizer)
+        self.has_probabilities = getattr(model.config, "has_probabilities", True)
+        self.framing = Framing(self.model, tokenizer)
         self.recurrent = self.framing.recurrent
-        self.position_limit = None if self.recurrent else position_limit(model.config)
+        self.position_limit = None if self.recurrent else position_limit(self.model.config)
 
     @classmethod
     def load(cls, folder: Path | str, device: str | torch.device | None = None) -> LanguageModel:
@@ -54,14 +58,15 @@ class LanguageModel:
         return cls(model, tokenizer, torch.device(name))
 
     @torch.no_grad()
-    def nll(
+    def judge(
         self,
         ids: Tensor,
         targets: Tensor,
         state: Tensor | None = None,
         resets: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Losses (B, T) in nats, fp32, of `targets` after `ids`, and the state to go on with.
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Losses (B, T) in nats, fp32, of `targets` after `ids`; how many other tokens each of
+        them ranks behind, (B, T) int64; and the state to go on with.
 
         `state` and `resets` (B, T) are for recurrent models; see `pipeline.protocols.Backbone`.
         """
@@ -69,7 +74,8 @@ class LanguageModel:
         losses = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), targets.flatten(), reduction="none"
         )
-        return losses.view_as(targets), state
+        own = logits.gather(-1, targets.unsqueeze(-1))
+        return losses.view_as(targets), (logits > own).sum(dim=-1), state
 
     @torch.no_grad()
     def log_prob(self, ids: Tensor) -> Tensor:
@@ -82,7 +88,7 @@ class LanguageModel:
         if self.recurrent:
             hidden, state = self.model.hidden(ids, state, resets)
             return self.model.lm_head(hidden).float(), state
-        return self.model(input_ids=ids, use_cache=False).logits.float(), state
+        return self.causal_lm(input_ids=ids, use_cache=False).logits.float(), state
 
     @torch.no_grad()
     def features(self, texts: Sequence[str], batch_tokens: int = 8192) -> np.ndarray:

@@ -79,7 +79,7 @@ def _continue(
             f"eval.prompts: {prompt!r:.60} is {ids.shape[1]} tokens, the model has "
             f"{model.position_limit} positions: use a prompt that is neither empty nor that long"
         )
-    out = model.model.generate(
+    out = model.causal_lm.generate(
         ids,
         attention_mask=None if model.recurrent else torch.ones_like(ids),
         max_new_tokens=room,

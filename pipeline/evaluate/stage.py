@@ -60,7 +60,7 @@ def evaluate_model(recipe: Recipe) -> StageOutput:
     }
     outputs = [run.write_json(paths[name], results[name]) for name in names]
     counts = {
-        "bits_per_byte": results["heldout"]["bits_per_byte"],
+        "bits_per_byte": results["heldout"].get("bits_per_byte"),
         "tokens": results["heldout"]["tokens"],
         "seconds": round(time.monotonic() - started, 3),
     }

@@ -8,13 +8,19 @@ from data_prep.shards import Prepared
 from pipeline.recipe import Recipe
 
 
-def model_card(recipe: Recipe, prepared: Prepared, trainer: dict[str, Any], parameters: int) -> str:
+def model_card(
+    recipe: Recipe,
+    prepared: Prepared,
+    trainer: dict[str, Any],
+    parameters: int,
+    own_code: bool,
+) -> str:
     """Markdown with YAML front matter; counts come from the manifest and the checkpoint."""
     train = prepared.manifest["splits"]["train"]
     clock = trainer["clock"]
     tokens = clock["instances"] * recipe.batch.window_tokens
     name = "mlstm" if recipe.recurrent else recipe.model.architecture  # type: ignore[union-attr]
-    trust = ", trust_remote_code=True" if recipe.recurrent else ""
+    trust = ", trust_remote_code=True" if own_code else ""
     return f"""---
 license: other
 library_name: transformers

@@ -6,6 +6,7 @@ the trained module and its tokenizer. Only then it is renamed; a failure leaves 
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import time
@@ -20,11 +21,17 @@ from data_prep.errors import DataError, RecipeError
 from data_prep.manifest import read_manifest, write_manifest
 from data_prep.shards import Prepared
 from data_prep.tokenizers import Tokenizer
+from pipeline.clock import Clock
+from pipeline.export import scored
 from pipeline.export.card import model_card
 from pipeline.export.register import register_models
+from pipeline.export.scored.configuration_scored import ScoredConfig
+from pipeline.export.scored.modeling_scored import ScoredForCausalLM
 from pipeline.export.weights import read_weights
+from pipeline.heads.adaptive import AdaptiveHead
 from pipeline.models import mlstm
 from pipeline.models.build import parameter_count
+from pipeline.protocols import Head
 from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder, StageOutput
 from pipeline.train.checkpoint import find_checkpoint
@@ -45,6 +52,11 @@ _MLSTM_FILES = (
 _AUTO_MAP = {
     "AutoConfig": "configuration_mlstm.MLSTMConfig",
     "AutoModelForCausalLM": "modeling_mlstm.MLSTMForCausalLM",
+}
+_SCORED_FILES = ("configuration_scored.py", "modeling_scored.py")
+_SCORED_AUTO_MAP = {
+    "AutoConfig": "configuration_scored.ScoredConfig",
+    "AutoModelForCausalLM": "modeling_scored.ScoredForCausalLM",
 }
 _PROBE_TOKENS = 512  # of the validation split, for the comparison with the trained module
 _PROBE_TEXT = "It's a test: 12,345 déjà-vu 😀\n\n  It's   fine.\tEnd"
@@ -71,7 +83,10 @@ def export_model(recipe: Recipe) -> StageOutput:
     scratch.mkdir(parents=True)
     try:
         _write(scratch, module, prepared)
-        card = model_card(recipe, prepared, read_trainer(checkpoint), parameter_count(module))
+        card = model_card(
+            recipe, prepared, read_trainer(checkpoint), parameter_count(module),
+            own_code=module.backbone.recurrent or bool(module.head.export_settings()),
+        )  # fmt: skip
         (scratch / "README.md").write_text(card, encoding="utf-8")
         difference = _prove(scratch, module, recipe, prepared)
         os.rename(scratch, folder)
@@ -103,6 +118,7 @@ def load_trained(recipe: Recipe, prepared: Prepared, checkpoint: Path) -> TrainM
         hint = "use the recipe of the run (its config.yaml)"
         raise DataError(f"{checkpoint} does not fit recipe.model: {problems}; {hint}") from None
     module.head.load_plugin_state(load_tensors(checkpoint / "plugins" / "head.safetensors"))
+    module.head.begin_step(Clock(**read_trainer(checkpoint)["clock"]))
     return module.eval()
 
 
@@ -119,8 +135,25 @@ def _write(folder: Path, module: TrainModule, prepared: Prepared) -> None:
             shutil.copyfile(Path(mlstm.__file__).with_name(name), folder / name)
     else:
         model.config.use_cache = True  # off while training, where it would only cost memory
+    if settings := module.head.export_settings():
+        model = _scored(folder, model, module.head, settings)
     model.save_pretrained(folder)
     _write_tokenizer(folder, prepared, module.backbone.recurrent)
+
+
+def _scored(folder: Path, model: Any, head: Head, settings: dict[str, Any]) -> Any:
+    """The model with its head's scores in the place of its logits, and the code for others."""
+    # A copy: `transformers` changes the settings of a model that becomes a part of another.
+    own = copy.deepcopy(model.config)
+    config = ScoredConfig(own, **settings, auto_map=dict(_SCORED_AUTO_MAP))
+    config.bos_token_id = config.eos_token_id = model.config.eos_token_id
+    whole = ScoredForCausalLM(config, model)
+    whole.generation_config = model.generation_config
+    if isinstance(head, AdaptiveHead):
+        whole.adaptive = head.softmax
+    for name in _SCORED_FILES:
+        shutil.copyfile(Path(scored.__file__).with_name(name), folder / name)
+    return whole
 
 
 def _write_tokenizer(folder: Path, prepared: Prepared, recurrent: bool) -> None:

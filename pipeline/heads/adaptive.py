@@ -7,6 +7,7 @@ sorted by frequency, as those of the word-level tokenizer are.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -44,6 +45,9 @@ class AdaptiveHead(Head):
     def log_prob(self, hidden: Tensor) -> Tensor:
         flat = self.softmax.log_prob(hidden.flatten(0, -2)).float()
         return flat.view(*hidden.shape[:-1], self.vocab_size)
+
+    def export_settings(self) -> dict[str, Any]:
+        return {"loss": "adaptive", "cutoffs": self.cutoffs, "div_value": self.div_value}
 
     def flops(self, clock: Clock) -> float:
         """Of a token in the head cluster: what is beyond depends on the text."""

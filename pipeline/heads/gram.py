@@ -108,7 +108,13 @@ class GramHead(Head):
     def scores(self, logits: Tensor) -> Tensor:
         if self.scale is not None and self.offset is not None:
             logits = self.scale * logits + self.offset
-        return self.spherical.scores(logits, self.outputs)
+        return self.spherical.scores(logits)
+
+    def export_settings(self) -> dict[str, Any]:
+        settings: dict[str, Any] = {"loss": self.spherical.name, "epsilon": self.spherical.epsilon}
+        if self.scale is not None and self.offset is not None:
+            settings |= {"scale": float(self.scale), "offset": float(self.offset)}
+        return settings
 
     def finish_accumulation(self, engine: Engine) -> None:
         sums = self.sums

@@ -7,6 +7,7 @@ training ends a sparse one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -50,6 +51,9 @@ class PhasedHead(Head):
 
     def scores(self, logits: Tensor) -> Tensor:
         return self.active.scores(logits)
+
+    def export_settings(self) -> dict[str, Any]:
+        return self.active.export_settings()
 
     def topk(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
         return self.active.topk(hidden, k)

@@ -26,10 +26,11 @@ class SphericalLoss:
 
     name: str
     of: Callable[[Tensor, Tensor, Tensor, int, Tensor | None], Tensor]
-    scores: Callable[[Tensor, int], Tensor]  # log-probabilities of all outputs o (..., D), less a
+    scores: Callable[[Tensor], Tensor]  # log-probabilities of all outputs o (..., D), less a
     # constant of each row; where there are no probabilities, what the outputs are ranked by
     has_probabilities: bool  # the loss is minus the log-probability of the target
     many_targets: bool = False  # K > 1 is allowed
+    epsilon: float = 0.0
 
     def __call__(
         self, q: Tensor, s: Tensor, a: Tensor, outputs: int, values: Tensor | None = None
@@ -49,7 +50,7 @@ def squared() -> SphericalLoss:
         y = torch.ones_like(a) if values is None else values
         return q + (y * (y - 2 * a)).sum(dim=-1)
 
-    return SphericalLoss("squared", of, lambda o, outputs: o, False, many_targets=True)
+    return SphericalLoss("squared", of, lambda o: o, False, many_targets=True)
 
 
 def spherical(epsilon: float = 1e-2) -> SphericalLoss:
@@ -58,7 +59,9 @@ def spherical(epsilon: float = 1e-2) -> SphericalLoss:
     def of(q: Tensor, s: Tensor, a: Tensor, outputs: int, values: Tensor | None) -> Tensor:
         return torch.log(q + outputs * epsilon) - torch.log(a.squeeze(-1) ** 2 + epsilon)
 
-    return SphericalLoss("spherical", of, lambda o, outputs: torch.log(o * o + epsilon), True)
+    return SphericalLoss(
+        "spherical", of, lambda o: torch.log(o * o + epsilon), True, epsilon=epsilon
+    )
 
 
 def taylor() -> SphericalLoss:
@@ -69,7 +72,7 @@ def taylor() -> SphericalLoss:
         return torch.log(outputs + s + q / 2) - torch.log1p(a + a * a / 2)
 
     # 1 + o + o^2 / 2 is at least 1/2: no epsilon is needed.
-    return SphericalLoss("taylor", of, lambda o, outputs: torch.log1p(o + o * o / 2), True)
+    return SphericalLoss("taylor", of, lambda o: torch.log1p(o + o * o / 2), True)
 
 
 def z_loss(sharpness: float = 0.1, offset: float = 10.0) -> SphericalLoss:
@@ -86,7 +89,7 @@ def z_loss(sharpness: float = 0.1, offset: float = 10.0) -> SphericalLoss:
         z = (a.squeeze(-1) - mean) / deviation
         return nn.functional.softplus(sharpness * (offset - z)) / sharpness
 
-    return SphericalLoss("z", of, lambda o, outputs: o, False)
+    return SphericalLoss("z", of, lambda o: o, False)
 
 
 OUTSIDE = (

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_prep.errors import RecipeError
 from data_prep.recipe.data import DataConfig
@@ -54,6 +54,15 @@ class Recipe(Section):
     export: ExportConfig = Field(default_factory=ExportConfig)
     finetune: FinetuneConfig | None = None
     report: ReportConfig = Field(default_factory=ReportConfig)
+
+    @model_validator(mode="after")
+    def _head_fits(self) -> Recipe:
+        if self.recurrent and self.head.kind in ("gram", "adaptive", "phased"):
+            raise ValueError(
+                f"head.kind={self.head.kind} with model.kind=mlstm: an mLSTM is exported with a "
+                "plain softmax, so choose head.kind softmax or sampled"
+            )
+        return self
 
     @property
     def run_folder(self) -> Path:

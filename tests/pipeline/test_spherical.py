@@ -95,7 +95,7 @@ def test_a_loss_outside_the_family_is_refused_with_the_reason() -> None:
 @pytest.mark.parametrize("name", ["spherical", "taylor"])
 def test_scores_are_log_probabilities_less_a_constant(name: str) -> None:
     loss, p = build_loss(name), problem()
-    log_prob = loss.scores(p.hidden @ p.weight.t(), OUTPUTS).log_softmax(dim=1)
+    log_prob = loss.scores(p.hidden @ p.weight.t()).log_softmax(dim=1)
     found = loss(*statistics(p, p.weight, p.hidden), OUTPUTS)
     torch.testing.assert_close(-log_prob.gather(1, p.ids).squeeze(1), found)
 
@@ -172,7 +172,7 @@ def test_log_prob_and_topk(name: str) -> None:
     head.bind(p.weight)
     log_prob = head.log_prob(p.hidden)
     torch.testing.assert_close(log_prob.exp().sum(dim=1), torch.ones(EXAMPLES))
-    scores = head.spherical.scores(p.hidden @ p.weight.t(), OUTPUTS)
+    scores = head.spherical.scores(p.hidden @ p.weight.t())
     assert torch.equal(head.topk(p.hidden, 3)[1], scores.topk(3)[1])
 
 
