@@ -70,6 +70,9 @@ class Engine(Protocol):
         """Throw the accumulated gradients away; weights and optimizer stay as they are."""
 
     def no_sync(self) -> AbstractContextManager[None]: ...
+
+    lr: float  # the rate last set
+
     def set_lr(self, lr: float) -> None: ...
     @property
     def grad_norm(self) -> float | None: ...
@@ -130,6 +133,9 @@ class Head(nn.Module, ABC):
     def scores(self, logits: Tensor) -> Tensor:
         """Log-probabilities, less a constant of each row, from the architecture's own logits."""
         return logits
+
+    def settle(self) -> None:
+        """Before an export: what was trained out of the backbone's sight goes into its matrix."""
 
     def export_settings(self) -> dict[str, Any]:
         """What `pipeline.export.scored` must know to do what `scores` does; empty for logits."""

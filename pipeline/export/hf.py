@@ -118,6 +118,7 @@ def load_trained(recipe: Recipe, prepared: Prepared, checkpoint: Path) -> TrainM
         hint = "use the recipe of the run (its config.yaml)"
         raise DataError(f"{checkpoint} does not fit recipe.model: {problems}; {hint}") from None
     module.head.load_plugin_state(load_tensors(checkpoint / "plugins" / "head.safetensors"))
+    module.head.settle()
     module.head.begin_step(Clock(**read_trainer(checkpoint)["clock"]))
     return module.eval()
 

@@ -6,6 +6,7 @@ import torch
 
 from data_prep.errors import RecipeError
 from pipeline.heads.adaptive import AdaptiveHead
+from pipeline.heads.factored import FactoredHead
 from pipeline.heads.gram import GramHead
 from pipeline.heads.library import LibrarySoftmaxHead
 from pipeline.heads.phased import PhasedHead
@@ -16,6 +17,7 @@ from pipeline.protocols import Backbone, Head
 from pipeline.recipe import Recipe
 from pipeline.recipe.head import (
     AdaptiveHeadConfig,
+    FactoredHeadConfig,
     HeadConfig,
     PhasedHeadConfig,
     SampledHeadConfig,
@@ -55,6 +57,16 @@ def _unbound(section: HeadConfig, recipe: Recipe, backbone: Backbone) -> Head:
     if isinstance(section, AdaptiveHeadConfig):
         return AdaptiveHead(section.cutoffs, section.div_value)
     loss = build_loss(section.loss, section.epsilon, section.sharpness, section.z_offset)
+    if isinstance(section, FactoredHeadConfig):
+        if _is_tied(backbone):
+            raise RecipeError(
+                "head.kind=factored keeps the output matrix to itself and cannot share it with the "
+                "embedding: set model.config.tie_word_embeddings=false, or use head.kind=gram"
+            )
+        return FactoredHead(
+            loss, recipe.batch.tokens, lr_share=section.lr / recipe.optim.lr,
+            weight_decay=section.weight_decay, clip_norm=section.clip_norm, logit_scale=scale,
+        )  # fmt: skip
     return GramHead(
         loss, recipe.batch.tokens, tied=_is_tied(backbone), logit_scale=scale,
         learned_scale=section.learned_scale,

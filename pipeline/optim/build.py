@@ -13,6 +13,8 @@ def build_optimizer(section: OptimConfig, module: nn.Module) -> torch.optim.Opti
     matrices: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
     for parameter in module.parameters():
+        if not parameter.requires_grad:  # trained by a head
+            continue
         (matrices if parameter.dim() >= 2 else vectors).append(parameter)
     groups = [
         {"params": matrices, "weight_decay": section.weight_decay},

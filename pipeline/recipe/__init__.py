@@ -57,7 +57,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _head_fits(self) -> Recipe:
-        if self.recurrent and self.head.kind in ("gram", "adaptive", "phased"):
+        if self.recurrent and self.head.kind in ("gram", "factored", "adaptive", "phased"):
             raise ValueError(
                 f"head.kind={self.head.kind} with model.kind=mlstm: an mLSTM is exported with a "
                 "plain softmax, so choose head.kind softmax or sampled"

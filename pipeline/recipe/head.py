@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_prep.recipe.section import Section
 
@@ -46,6 +46,28 @@ class GramHeadConfig(SphericalConfig):
     learned_scale: bool = Field(
         default=False, description="train a factor and an offset of all outputs, in the family too"
     )
+
+
+class FactoredHeadConfig(SphericalConfig):
+    """The source's factored matrix, trained by SGD: for few tokens a step over many outputs."""
+
+    kind: Literal["factored"]
+    lr: float = Field(gt=0, description="peak SGD rate of the matrix; follows optim's schedule")
+    optimizer: str = Field(default="sgd", description="sgd: no other fits a factored matrix")
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled decay of the matrix")
+    clip_norm: float = Field(
+        default=0.0, ge=0, description="norm to which the matrix's gradient is clipped; 0 = off"
+    )
+
+    @field_validator("optimizer")
+    @classmethod
+    def _sgd(cls, found: str) -> str:
+        if found != "sgd":
+            raise ValueError(
+                f"found {found!r}: Adam and its kin give every weight a scale of its own, which a "
+                "factored matrix cannot hold; use sgd, or head.kind=gram with any optimizer"
+            )
+        return found
 
 
 class SampledHeadConfig(Section):
@@ -99,6 +121,7 @@ class PhasedHeadConfig(Section):
 
 
 HeadConfig = Annotated[
-    SoftmaxHeadConfig | GramHeadConfig | SampledHeadConfig | AdaptiveHeadConfig | PhasedHeadConfig,
+    SoftmaxHeadConfig | GramHeadConfig | FactoredHeadConfig | SampledHeadConfig
+    | AdaptiveHeadConfig | PhasedHeadConfig,
     Field(discriminator="kind"),
-]
+]  # fmt: skip

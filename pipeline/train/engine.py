@@ -107,6 +107,7 @@ class DeepSpeedEngine:
         self.world_size = dist.get_world_size()
         self.device = torch.device(self._ds.device)
         self._norm: float | None = None
+        self.lr = 0.0
 
     @property
     def _owns_clipping(self) -> bool:
@@ -153,6 +154,7 @@ class DeepSpeedEngine:
         return self._ds.no_sync() if self._stage < 2 else contextlib.nullcontext()
 
     def set_lr(self, lr: float) -> None:
+        self.lr = lr
         for group in self._ds.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
 

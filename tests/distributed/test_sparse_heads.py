@@ -4,11 +4,12 @@ outputs; and bit-exact resume."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from torch import Tensor, nn
 
+from pipeline.clock import StepResult
+from pipeline.heads.factored import FactoredHead
 from pipeline.heads.gram import GramHead
 from pipeline.protocols import Engine
 from tests.distributed.training import train
@@ -31,7 +32,7 @@ class DenseSphericalHead(GramHead):
 
 def rank_train(
     rank: int, ranks: int, path: str, overrides: list[str], dense: bool, stop_at: int | None
-) -> Any:
+) -> None:
     from pipeline.recipe import load_recipe
     from pipeline.train.engine import init_distributed
     from pipeline.train.module import TrainModule, build_module
@@ -42,14 +43,14 @@ def rank_train(
     module = build_module(recipe, open_prepared(recipe))
     if dense:
         ours = module.head
-        head = DenseSphericalHead(
+        kind = DenseSgdHead if isinstance(ours, FactoredHead) else DenseSphericalHead
+        head = kind(
             ours.spherical, 1, logit_scale=ours.logit_scale, learned_scale=ours.scale is not None
         )
         head.bind(module.backbone.output_weight(), module.backbone.output_bias())
         module = TrainModule(module.backbone, head)
     run = start_run(recipe, module=module)
     train(run, None if stop_at is None else lambda: run.clock.iteration >= stop_at - 1)
-    return run.engine.get_parameter(run.module.backbone.output_weight()).clone()
 
 
 def trained(folder: Path, name: str, ranks: int, *overrides: str, dense: bool = False,
@@ -62,6 +63,26 @@ def trained(folder: Path, name: str, ranks: int, *overrides: str, dense: bool = 
 
 
 TAYLOR = "head={kind: gram, loss: taylor, learned_scale: true}"
+
+
+class DenseSgdHead(DenseSphericalHead):
+    """The factored head's training written out: SGD on W itself, by its full gradient."""
+
+    def bind(self, output_weight: Tensor | None, output_bias: Tensor | None = None) -> None:
+        super().bind(output_weight)
+        frozen = self._parameters.pop("weight")
+        assert frozen is not None
+        frozen.requires_grad_(False)
+        self.weight = self.own = frozen.detach().clone().requires_grad_()
+
+    def finish_accumulation(self, engine: Engine) -> None:
+        self.rate = engine.lr * 10.0  # head.lr over optim.lr
+
+    def after_step(self, result: StepResult) -> None:
+        gradient, self.own.grad = self.own.grad, None
+        if result is StepResult.APPLIED:
+            gradient *= min(1.0, 0.2 / float(gradient.norm()))
+            self.own.data.mul_(1 - self.rate * 0.01).sub_(self.rate * gradient)
 
 
 LONG = pytest.mark.long
@@ -96,6 +117,20 @@ def test_every_loss_and_a_bias(tmp_path: Path, loss: str) -> None:
     expected = trained(tmp_path, "dense", 1, *changes, dense=True)
     found = trained(tmp_path, "gram", 2, *changes)
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+FACTORED = "head={kind: factored, loss: taylor, lr: 0.1, weight_decay: 0.01, clip_norm: 0.2}"
+
+
+@pytest.mark.parametrize("stage", [0, pytest.param(1, marks=LONG), 2, pytest.param(3, marks=LONG)])
+def test_the_factored_head_on_two_ranks_is_sgd_on_one(tmp_path: Path, stage: int) -> None:
+    changes = (FACTORED, "model.config.tie_word_embeddings=false", f"engine.zero_stage={stage}")
+    expected = trained(tmp_path, "dense", 1, *changes[:2], dense=True)
+    straight = trained(tmp_path, "straight", 2, *changes)
+    assert straight == pytest.approx(expected, abs=5e-5)
+    assert straight[-1] < straight[0]
+    trained(tmp_path, "cut", 2, *changes, stop_at=3)
+    assert trained(tmp_path, "cut", 2, *changes, "run.resume=must") == straight
 
 
 @pytest.mark.parametrize("stage", [pytest.param(0, marks=LONG), 2])

@@ -22,8 +22,10 @@ from pipeline.export import hf
 from pipeline.export.hf import export_model
 from pipeline.export.register import register_models
 from pipeline.export.weights import read_weights
+from pipeline.heads.factored import FactoredHead
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.train.module import TrainModule, build_module
+from pipeline.train.state import save_tensors
 from tests.pipeline.tiny import write_recipe
 
 # The tensors here are so small that a second thread would only be waited for.
@@ -42,6 +44,12 @@ def make_checkpoint(recipe: Recipe, seed: int = 99) -> TrainModule:
             parameter.add_(0.3 * torch.randn_like(parameter))
     folder = recipe.run_folder / "checkpoints" / "global_step6"
     folder.mkdir(parents=True)
+    if isinstance(module.head, FactoredHead):  # whose matrix has just been moved
+        module.head.factors.u += 0.1
+        module.head.factors.rebuild()
+    if content := module.head.plugin_state():
+        (folder / "plugins").mkdir()
+        save_tensors(folder / "plugins" / "head.safetensors", content)
     torch.save({"module": module.state_dict()}, folder / "mp_rank_00_model_states.pt")
     trainer = {
         "clock": {"iteration": 6, "instances": 48, "applied": 6},
@@ -52,7 +60,8 @@ def make_checkpoint(recipe: Recipe, seed: int = 99) -> TrainModule:
         "data_fingerprint": prepared.fingerprint,
     }
     (folder / "trainer.json").write_text(json.dumps(trainer))
-    files = [asdict(FileRecord.of(path, folder)) for path in sorted(folder.iterdir())]
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = [asdict(FileRecord.of(path, folder)) for path in paths]
     (folder / "manifest.json").write_text(json.dumps({"files": files}))
     return module
 
