@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data_prep.errors import Diverged, RecipeError
 from pipeline.heads.sums import GradientSums
+from pipeline.products import product
 
 _LOOK_EVERY = 20  # steps between two looks at the condition number of U
 _REBUILD_EVERY = 1000  # steps between two formations of Q, at D d^2
@@ -64,7 +65,9 @@ class Factors:
 
     def rows(self, ids: Tensor | slice) -> Tensor:
         """W[ids], (..., d)."""
-        return self.v[ids] @ self.u + self.omega
+        rows = self.v[ids]
+        found = product(rows.reshape(-1, self.width), self.u.t(), self.omega)
+        return found.view(rows.shape)
 
     def rebuild(self) -> None:
         """Q and W^T 1 from W itself: O(D d^2)."""
@@ -96,19 +99,22 @@ class Factors:
         Diverged, with W as it was, when the sums are not finite or the step cannot be represented:
         its rate is so large that a direction of W would vanish.
         """
-        ids, _ = sums.rows()
-        touched = self.rows(ids)
-        norm = float(sums.norm_squared(self.gram, self.total, touched, self.outputs).clamp_min(0))
+        ids, s = sums.rows()
+        rows_s = product(self.rows(ids).t().contiguous(), s.t())  # W[ids]^T S
+        gram_c = product(self.gram, sums.c.t())
+        norm = float(sums.norm_squared(gram_c, rows_s, self.total, self.outputs).clamp_min(0))
         norm = norm**0.5
         if not norm < float("inf"):
             raise Diverged("the gradient of the factored head is not finite: lower head.lr")
         if clip_norm > 0 and norm > clip_norm:
             sums.scale(clip_norm / norm)
+            gram_c *= clip_norm / norm
+            rows_s *= clip_norm / norm
         if int(self.steps) % _LOOK_EVERY == 0:
             self.stabilise()
-        if not self._step(sums, touched, lr, 1 - lr * decay):
+        if not self._step(sums, gram_c, rows_s, lr, 1 - lr * decay):
             self.stabilise()  # U was the trouble, perhaps, and not the step
-            if not self._step(sums, touched, lr, 1 - lr * decay):
+            if not self._step(sums, gram_c, rows_s, lr, 1 - lr * decay):
                 raise Diverged(
                     "a step of the factored head makes a direction of its matrix vanish: its "
                     "condition number is past repair; lower head.lr"
@@ -118,27 +124,36 @@ class Factors:
             self.rebuild()
         return norm
 
-    def _step(self, sums: GradientSums, touched: Tensor, lr: float, keep: float) -> bool:
-        """The update, or False and nothing changed when U cannot carry it."""
+    def _step(
+        self, sums: GradientSums, gram_c: Tensor, rows_s: Tensor, lr: float, keep: float
+    ) -> bool:
+        """The update, or False and nothing changed when U cannot carry it.
+
+        With T = keep - lr C: U' = U T, w' = T w - lr b, V'[ids] = V[ids] - lr S U'^-1, and of Q and
+        W^T 1 what follows from W' = W T - lr S - lr 1 b^T.
+        """
         c, b = sums.c, sums.b
         ids, s = sums.rows()
-        right = keep * torch.eye(self.width, dtype=c.dtype, device=c.device) - lr * c
-        u = self.u @ right
+        u = keep * self.u - lr * product(self.u, c.t())
         lu, pivots, _ = torch.linalg.lu_factor_ex(u)
         diagonal = lu.diagonal().abs()
         most = 1e-2 / torch.finfo(u.dtype).eps
         if not float(diagonal.max()) < most * float(diagonal.min()):  # a NaN is refused too
             return False
-        edit = torch.linalg.lu_solve(lu, pivots, s, left=False)  # S U'^-1
-        moved = right @ self.total
-        cross = right @ (touched.t() @ s) + torch.outer(moved, b)
+        edit = torch.linalg.lu_solve(lu, pivots, s, left=False)
+        moved = keep * self.total - lr * (c @ self.total)  # T W^T 1
         targets = s.sum(dim=0)
-        square = s.t() @ s + torch.outer(targets, b) + torch.outer(b, targets)
+        # T Q T = keep^2 Q - lr keep (Q C + C Q) + lr^2 C Q C
+        s_across = s.t().contiguous()
+        square = product(c, gram_c.t()) + product(s_across, s_across)
+        square += torch.outer(targets, b) + torch.outer(b, targets)
         square += self.outputs * torch.outer(b, b)
-        gram = right @ self.gram @ right - lr * (cross + cross.t()) + lr**2 * square
+        cross = keep * rows_s - lr * product(c, rows_s.t()) + torch.outer(moved, b)
+        cross += keep * gram_c
+        gram = keep**2 * self.gram - lr * (cross + cross.t()) + lr**2 * square
         self.gram = (gram + gram.t()) / 2
         self.total = moved - lr * (targets + self.outputs * b)
-        self.omega = right @ self.omega - lr * b
+        self.omega = keep * self.omega - lr * (c @ self.omega) - lr * b
         self.u = u
         self.v.index_add_(0, ids, edit, alpha=-lr)  # last: the only one that cannot be repeated
         return True

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pipeline.clock import Clock, StepResult
 from pipeline.heads.spherical import SphericalLoss
 from pipeline.heads.sums import GradientSums
+from pipeline.products import product
 from pipeline.protocols import Engine, Head
 
 _ROWS_AT_ONCE = 1 << 14  # of W, converted to fp32 for a product
@@ -80,7 +81,8 @@ class GramHead(Head):
         self.total = torch.zeros(width, device=self.weight.device)
         for first in range(0, self.outputs, _ROWS_AT_ONCE):
             rows = self._rows(slice(first, first + _ROWS_AT_ONCE))
-            self.gram.addmm_(rows.t(), rows)
+            across = rows.t().contiguous()
+            self.gram += product(across, across)
             self.total += rows.sum(dim=0)
         if not hasattr(self, "sums"):
             self.sums = GradientSums(width, self.weight.device, torch.float32)
@@ -157,15 +159,15 @@ class _Statistics(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, h: Tensor, ids: Tensor, rows: Tensor, gram: Tensor, total: Tensor, sums: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
-        product = h @ gram
-        ctx.save_for_backward(h, ids, rows, product, total)
+        gram_h = product(h, gram)  # which is symmetric
+        ctx.save_for_backward(h, ids, rows, gram_h, total)
         ctx.sums = sums
-        return (h * product).sum(dim=1), h @ total, torch.einsum("nd,nkd->nk", h, rows)
+        return (h * gram_h).sum(dim=1), h @ total, torch.einsum("nd,nkd->nk", h, rows)
 
     @staticmethod
     def backward(ctx: Any, gq: Tensor, gs: Tensor, ga: Tensor) -> Any:  # type: ignore[override]
-        h, ids, rows, product, total = ctx.saved_tensors
+        h, ids, rows, gram_h, total = ctx.saved_tensors
         ctx.sums.add(h, gq, gs, ga, ids)
-        d_h = 2 * gq.unsqueeze(1) * product + gs.unsqueeze(1) * total
+        d_h = 2 * gq.unsqueeze(1) * gram_h + gs.unsqueeze(1) * total
         d_h += torch.einsum("nk,nkd->nd", ga, rows)
         return d_h, None, None, None, None, None

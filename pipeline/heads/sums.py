@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipeline.products import product
 from pipeline.ranks import gather_objects, world_size
 
 _KEEP_PIECES = 1 << 16  # rows after which equal targets are added up
@@ -35,7 +36,8 @@ class GradientSums:
 
     def add(self, h: Tensor, gq: Tensor, gs: Tensor, ga: Tensor, ids: Tensor) -> None:
         """Examples h (N, d) with their gq, gs (N,), ga (N, K) and target ids (N, K)."""
-        self.c.addmm_((2 * gq.unsqueeze(1) * h).t(), h)
+        # A product wants its left factor contiguous.
+        self.c += product((2 * gq * h.t()).contiguous(), h.t())
         self.b.addmv_(h.t(), gs)
         self._ids.append(ids.flatten())
         self._rows.append((ga.unsqueeze(-1) * h.unsqueeze(1)).flatten(0, 1))
@@ -77,18 +79,16 @@ class GradientSums:
     def gradient(self, weight: Tensor) -> Tensor:
         """G (D, d) at `weight` (D, d)."""
         ids, rows = self.rows()
-        gradient = torch.addmm(self.b.unsqueeze(0), weight.to(self.c.dtype), self.c)
+        gradient = product(weight.to(self.c.dtype), self.c.t(), self.b)
         return gradient.index_add_(0, ids, rows)
 
-    def norm_squared(
-        self, gram: Tensor, total: Tensor, weight_rows: Tensor, outputs: int
-    ) -> Tensor:
-        """|G|^2 without G, from Q = W^T W, W^T 1, the rows W[ids] of `rows()` and D."""
+    def norm_squared(self, gram_c: Tensor, rows_s: Tensor, total: Tensor, outputs: int) -> Tensor:
+        """|G|^2 without G, from Q C with Q = W^T W, W[ids]^T S of the ids of `rows()`, W^T 1, D."""
         _, rows = self.rows()
         c, b = self.c, self.b
         return (
-            (c * (gram @ c)).sum()
-            + 2 * (c * (weight_rows.t() @ rows)).sum()
+            (c * gram_c).sum()
+            + 2 * (c * rows_s).sum()
             + 2 * (c @ total) @ b
             + (rows * rows).sum()
             + 2 * b @ rows.sum(dim=0)

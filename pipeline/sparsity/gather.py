@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.sparsity.products import product
+from pipeline.products import product
 
 
 class BlockLayout:

@@ -16,10 +16,10 @@ from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from data_prep.errors import RecipeError
+from pipeline.products import product
 from pipeline.sparsity import kernels
 from pipeline.sparsity.csr import Csr
 from pipeline.sparsity.gather import Gather
-from pipeline.sparsity.products import product
 from pipeline.sparsity.topology import spread
 
 

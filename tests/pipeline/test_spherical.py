@@ -118,7 +118,8 @@ def test_the_sums_hold_the_exact_gradient_and_its_norm(targets: int) -> None:
     torch.testing.assert_close(sums.gradient(weight), expected, rtol=1e-10, atol=1e-12)
     ids, _ = sums.rows()
     assert len(ids) == len(torch.unique(p.ids))
-    norm = sums.norm_squared(weight.t() @ weight, weight.sum(dim=0), weight[ids], OUTPUTS)
+    gram_c, rows_s = weight.t() @ weight @ sums.c, weight[ids].t() @ sums.rows()[1]
+    norm = sums.norm_squared(gram_c, rows_s, weight.sum(dim=0), OUTPUTS)
     torch.testing.assert_close(norm, (expected**2).sum(), rtol=1e-10, atol=1e-12)
     sums.scale(3.0)
     torch.testing.assert_close(sums.gradient(weight), 3 * expected, rtol=1e-10, atol=1e-12)

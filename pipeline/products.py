@@ -1,4 +1,4 @@
-"""The dense product that the sparse ones are made of."""
+"""The dense product that sparse layers and output heads are made of."""
 
 from __future__ import annotations
 

@@ -1,0 +1,115 @@
+"""What heads take beside time: memory of a micro-batch, and bytes between two ranks in a step.
+
+Every figure comes from processes of its own. Bytes are those that the loopback device carried, so
+nothing else may use it meanwhile; they are shown beside what the algorithm should move.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.harness import Row, row
+
+_SPAWN = multiprocessing.get_context("spawn")
+
+
+def memory_rows(outputs: int, width: int, tokens: int) -> Iterator[Row]:
+    """Peak memory of forward and backward beyond what stood before."""
+    with _SPAWN.Pool(1, maxtasksperchild=1) as pool:
+        found = {
+            name: pool.apply(_peak, (name, outputs, width, tokens)) for name in ("gram", "dense-ce")
+        }
+    yield row(f"head gram memory D={outputs} d={width}", f"MB above the matrix, {tokens:,} tokens",
+              found["gram"], found["dense-ce"], "dense-ce", True)  # fmt: skip
+
+
+def _peak(name: str, outputs: int, width: int, tokens: int) -> float:
+    from pipeline.heads.gram import GramHead
+    from pipeline.heads.spherical import build_loss
+
+    weight = torch.randn(outputs, width).requires_grad_()
+    hidden = torch.randn(1, tokens, width, requires_grad=True)
+    targets = torch.randint(outputs, (1, tokens))
+    head = GramHead(build_loss("taylor"), tokens)
+    head.bind(weight)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
+    before = _peak_mb()
+    if name == "gram":
+        head(hidden, targets, torch.ones(1, tokens))[0].backward()
+    else:
+        logits = torch.nn.functional.linear(hidden[0], weight)
+        torch.nn.functional.cross_entropy(logits, targets[0], reduction="sum").backward()
+    return _peak_mb() - before
+
+
+def _peak_mb() -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("this system tells no peak of memory")
+
+
+def communication_rows(outputs: int, width: int, tokens: int) -> Iterator[Row]:
+    """Bytes of one step over two gloo ranks: the sums of the Gram and the factored form, which are
+    the same, beside an all-reduce of the whole gradient."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with _SPAWN.Pool(2) as pool:
+        arguments = [(rank, port, outputs, width, tokens) for rank in range(2)]
+        found = pool.starmap(_exchange, arguments)[0]
+    case = f"head gram communication D={outputs} d={width}"
+    yield row(case, f"MB a step of 2 x {tokens:,} tokens, counted", found["counted"],
+              found["dense counted"], "all-reduce", True)  # fmt: skip
+    yield row(case, f"MB a step of 2 x {tokens:,} tokens, on the wire", found["sums"],
+              found["dense"], "all-reduce", True)  # fmt: skip
+
+
+def _exchange(rank: int, port: int, outputs: int, width: int, tokens: int) -> dict[str, float]:
+    from pipeline.heads.sums import GradientSums
+
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    random = torch.Generator().manual_seed(rank)
+    sums = GradientSums(width, torch.device("cpu"), torch.float32)
+    u = torch.rand(tokens, 1, generator=random, dtype=torch.float64)
+    ids = (torch.exp(u * torch.log(torch.tensor(outputs + 1.0))) - 1).long()
+    h = torch.randn(tokens, width, generator=random)
+    ones = torch.ones(tokens)
+    sums.add(h, ones, ones, torch.ones(tokens, 1), ids.clamp(max=outputs - 1))
+    distinct = [len(sums.rows()[0])] * 2
+    whole = torch.zeros(outputs, width)
+    found: dict[str, Any] = {
+        "sums": _wire(sums.reduce),
+        "dense": _wire(lambda: dist.all_reduce(whole)),
+        # Of two ranks each sends its part once and the result of its half once.
+        "counted": (2 * 4 * width * (width + 1) + sum(distinct) * (4 * width + 8)) / 1e6,
+        "dense counted": 2 * 4 * outputs * width / 1e6,
+    }
+    dist.destroy_process_group()
+    return found
+
+
+def _wire(work: Any) -> float:
+    """MB that the loopback device carried while both ranks were at `work`."""
+    dist.barrier()
+    before = _loopback_bytes()
+    work()
+    dist.barrier()
+    return (_loopback_bytes() - before) / 1e6
+
+
+def _loopback_bytes() -> int:
+    for line in Path("/proc/net/dev").read_text().splitlines():
+        name, _, counters = line.partition(":")
+        if name.strip() == "lo":
+            return int(counters.split()[8])
+    return 0
