@@ -23,17 +23,18 @@ from benchmarks.device import device_of, device_options, seconds
 from benchmarks.harness import Row, interleaved, report, row
 from benchmarks.heads_cost import communication_rows, memory_rows
 from data_prep.errors import RecipeError
+from pipeline.clock import StepResult
 from pipeline.heads.adaptive import AdaptiveHead
-from pipeline.heads.factors import Factors
+from pipeline.heads.factored import FactoredHead
 from pipeline.heads.gram import GramHead
 from pipeline.heads.library import LibrarySoftmaxHead
 from pipeline.heads.sampled import SampledHead
 from pipeline.heads.spherical import build_loss
-from pipeline.heads.sums import GradientSums
 from pipeline.protocols import Head
 
 _THREADS = 2
 _MICRO_BATCHES = 32
+_CONSECUTIVE = 19  # factored steps from one look at the condition number to the next
 
 
 class Batch:
@@ -149,54 +150,46 @@ def _fused(batch: Batch) -> dict[str, Callable[[], float]]:
 def factored_rows(
     outputs: int, width: int, examples: int, device: torch.device, steps: int
 ) -> Iterator[Row]:
-    """A whole SGD step of the factored form beside one on the matrix itself."""
+    """A whole SGD step of the factored head beside one on the matrix itself."""
     random = torch.Generator().manual_seed(0)
-    loss = build_loss("squared")
     weight = torch.empty(outputs, width, device=device).normal_(0, 0.02)
-    factors = Factors(weight.clone())
-    h = torch.randn(examples, width, generator=random).clamp_min(0).to(device)
-    ids = torch.randint(outputs, (examples, 1), generator=random).to(device)
-    rate = 2e-3 / examples
+    head = FactoredHead(build_loss("squared"), examples, lr_share=1.0)
+    head.bind(nn.Parameter(weight.clone()))
+    head.rate = 2e-3 / examples
+
+    def batch() -> tuple[Tensor, Tensor]:
+        h = torch.randn(1, examples, width, generator=random).clamp_min(0).to(device)
+        ids = torch.randint(outputs, (1, examples), generator=random).to(device)
+        return h.requires_grad_(), ids
+
+    weights = torch.ones(1, examples, device=device)
+    fixed = batch()
+
+    def factored(h: Tensor, ids: Tensor) -> None:
+        head(h, ids, weights)[0].backward()
+        head.after_step(StepResult.APPLIED)
 
     def bare() -> float:
-        factors.steps.fill_(1)  # between two looks at the condition number
-        return 1000 * seconds(device, lambda: _factored_step(factors, loss, h, ids, rate))
+        head.factors.steps.fill_(1)  # between two looks at the condition number
+        run = lambda: [factored(*fixed) for _ in range(_CONSECUTIVE)]  # noqa: E731
+        return 1000 * seconds(device, run) / _CONSECUTIVE
 
     def naive() -> float:
-        return 1000 * seconds(device, lambda: _naive_step(weight, h, ids, rate))
+        return 1000 * seconds(
+            device, lambda: _naive_step(weight, fixed[0][0].detach(), fixed[1].view(-1, 1))
+        )
 
     found = interleaved({"bare": bare, "naive": naive}, 3)
     case = f"head factored D={outputs} d={width}"
     yield row(case, f"ms a step of {examples}", found["bare"], found["naive"], "naive", True)
-    factors.steps.fill_(0)
-
-    def run() -> None:
-        for _ in range(steps):
-            fresh = torch.randn(examples, width, generator=random).clamp_min(0).to(device)
-            ids = torch.randint(outputs, (examples, 1), generator=random).to(device)
-            _factored_step(factors, loss, fresh, ids, rate)
-
-    whole = 1000 * seconds(device, run) / steps
-    yield row(f"{case} with stabilisation", f"ms a step of {examples}, mean of {steps}", whole,
-              found["naive"], "naive", True)  # fmt: skip
+    head.factors.steps.fill_(0)
+    batches = [batch() for _ in range(16)]
+    whole = seconds(device, lambda: [factored(*batches[i % 16]) for i in range(steps)])
+    yield row(f"{case} with stabilisation", f"ms a step of {examples}, mean of {steps:,}",
+              1000 * whole / steps, found["naive"], "naive", True)  # fmt: skip
 
 
-def _factored_step(factors: Factors, loss, h: Tensor, ids: Tensor, rate: float) -> None:  # type: ignore[no-untyped-def]
-    q = ((h @ factors.gram) * h).sum(1).requires_grad_()
-    s = (h @ factors.total).requires_grad_()
-    rows = factors.rows(ids)
-    a = torch.einsum("nd,nkd->nk", h, rows).requires_grad_()
-    losses = loss(q, s, a, factors.outputs)
-    gq, ga = torch.autograd.grad(losses.sum(), (q, a))
-    gs = torch.zeros_like(s)
-    # The gradient of the hidden states, which the layers below would go on with.
-    _ = 2 * gq.unsqueeze(1) * (h @ factors.gram) + torch.einsum("nk,nkd->nd", ga, rows)
-    sums = GradientSums(factors.width, h.device, h.dtype)
-    sums.add(h, gq, gs, ga, ids)
-    factors.sgd_step(sums, rate)
-
-
-def _naive_step(weight: Tensor, h: Tensor, ids: Tensor, rate: float) -> None:
+def _naive_step(weight: Tensor, h: Tensor, ids: Tensor, rate: float = 1e-5) -> None:
     """Squared error over all outputs: forward, both gradients, update."""
     d_o = h @ weight.t()
     d_o.scatter_add_(1, ids, -torch.ones_like(ids, dtype=h.dtype))

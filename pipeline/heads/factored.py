@@ -36,7 +36,7 @@ class FactoredHead(GramHead):
         self.lr_share = lr_share
         self.weight_decay = weight_decay
         self.clip_norm = clip_norm
-        self._lr = 0.0
+        self.rate = 0.0  # of the step to come
 
     def bind(self, output_weight: Tensor | None, output_bias: Tensor | None = None) -> None:
         """RecipeError for a matrix with a bias."""
@@ -70,11 +70,11 @@ class FactoredHead(GramHead):
     def finish_accumulation(self, engine: Engine) -> None:
         self.sums.reduce()
         self.sums.scale(1.0 / (engine.loss_scale * engine.world_size))
-        self._lr = engine.lr * self.lr_share
+        self.rate = engine.lr * self.lr_share
 
     def after_step(self, result: StepResult) -> None:
         if result is StepResult.APPLIED:
-            self.factors.sgd_step(self.sums, self._lr, self.weight_decay, self.clip_norm)
+            self.factors.sgd_step(self.sums, self.rate, self.weight_decay, self.clip_norm)
         super().after_step(result)
 
     def owned_parameters(self) -> dict[str, Tensor]:
