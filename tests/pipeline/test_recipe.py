@@ -111,7 +111,7 @@ def test_recipes_and_studies_are_not_taken_for_each_other(tmp_path: Path) -> Non
         ({"run__name": "../up"}, "run.name"),
         ({"optim__betas": [0.9]}, "optim.betas"),
         ({"engine__zero_stage": 4}, "engine.zero_stage: found 4 (int)"),
-        ({"head__kind": "softmx"}, "head.kind: found 'softmx'"),
+        ({"head__kind": "softmx"}, "head: unknown kind 'softmx'"),
         ({"batch__micro_batch": 3}, "micro_batch 3 does not divide global_batch 8: choose a "
                                     "micro_batch such as 2"),
         ({"optim__warmup_steps": 6}, "optim.warmup_steps=6 is not shorter than run.steps=6"),
