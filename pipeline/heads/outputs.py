@@ -10,8 +10,8 @@
     outputs(hidden, ids, values).mean().backward()
     outputs.step(lr=0.01)
 
-Neither computes all outputs. The first costs O(d^2) an example and O(D d^2) a step, the second O(d^2)
-an example and O(d^3) a step: it is for steps of few examples. See docs/sparse-vocabulary.md.
+Neither computes all outputs. The first costs O(d^2) an example and O(D d^2) a step; the second
+O(d^2) an example and O(d^3) a step, so it is for steps of few examples. See docs/sparse-vocabulary.md.
 """
 
 from __future__ import annotations
