@@ -11,7 +11,7 @@
     outputs.step(lr=0.01)
 
 Neither computes all outputs. The first costs O(d^2) an example and O(D d^2) a step; the second
-O(d^2) an example and O(d^3) a step, so it is for steps of few examples. See docs/sparse-vocabulary.md.
+O(d^2) an example and O(d^3) a step, so it is for steps of few examples (docs/sparse-vocabulary.md).
 """
 
 from __future__ import annotations
