@@ -147,3 +147,20 @@ def test_resume_is_exact(tmp_path: Path, stage: int) -> None:
     straight = trained(tmp_path, "straight", 2, *changes)
     trained(tmp_path, "cut", 2, *changes, stop_at=3)
     assert trained(tmp_path, "cut", 2, *changes, "run.resume=must") == straight
+
+
+PHASED = (
+    "head={kind: phased, phases: [{until: 0.5, head: {kind: gram, loss: taylor}}, "
+    "{until: 1, head: {kind: softmax}}]}"
+)
+
+
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=LONG), pytest.param(1, marks=LONG), 2, 3])
+def test_phases_change_on_all_ranks_and_over_a_resume(tmp_path: Path, stage: int) -> None:
+    """The gradient of one matrix comes from the head in one phase, from autograd in the next."""
+    changes = (PHASED, f"engine.zero_stage={stage}")
+    expected = trained(tmp_path, "one", 1, PHASED)
+    straight = trained(tmp_path, "straight", 2, *changes)
+    assert straight == pytest.approx(expected, abs=5e-5)
+    trained(tmp_path, "cut", 2, *changes, stop_at=3)
+    assert trained(tmp_path, "cut", 2, *changes, "run.resume=must") == straight
