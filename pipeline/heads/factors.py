@@ -134,7 +134,7 @@ class Factors:
         """
         c, b = sums.c, sums.b
         ids, s = sums.rows()
-        u = keep * self.u - lr * product(self.u, c.t())
+        u = torch.add(keep * self.u, product(self.u, c.t()), alpha=-lr)
         lu, pivots, _ = torch.linalg.lu_factor_ex(u)
         diagonal = lu.diagonal().abs()
         most = 1e-2 / torch.finfo(u.dtype).eps
@@ -143,15 +143,14 @@ class Factors:
         edit = torch.linalg.lu_solve(lu, pivots, s, left=False)
         moved = keep * self.total - lr * (c @ self.total)  # T W^T 1
         targets = s.sum(dim=0)
-        # T Q T = keep^2 Q - lr keep (Q C + C Q) + lr^2 C Q C
-        s_across = s.t().contiguous()
-        square = product(c, gram_c.t()) + product(s_across, s_across)
-        square += torch.outer(targets, b) + torch.outer(b, targets)
-        square += self.outputs * torch.outer(b, b)
-        cross = keep * rows_s - lr * product(c, rows_s.t()) + torch.outer(moved, b)
-        cross += keep * gram_c
-        gram = keep**2 * self.gram - lr * (cross + cross.t()) + lr**2 * square
-        self.gram = (gram + gram.t()) / 2
+        # Q' = H + H^T, each of these half of what it adds to Q or to its transpose.
+        c_both = product(c, torch.cat([rows_s, gram_c], dim=1).t())
+        half = self.gram * (keep**2 / 2)
+        half.add_(gram_c, alpha=-lr * keep).add_(c_both[:, self.width :], alpha=lr**2 / 2)
+        half.add_(rows_s, alpha=-lr * keep).add_(c_both[:, : self.width], alpha=lr**2)
+        half.add_(product(s.t().contiguous(), s.t()), alpha=lr**2 / 2)
+        half.addr_(lr**2 * (targets + self.outputs / 2 * b) - lr * moved, b)
+        self.gram = half + half.t()
         self.total = moved - lr * (targets + self.outputs * b)
         self.omega = keep * self.omega - lr * (c @ self.omega) - lr * b
         self.u = u
