@@ -25,6 +25,8 @@ def headline(run: RunData) -> Section:
         blocks.append(Paragraph("The model has not been evaluated yet.", strong=True))
     else:
         verdict = bits_verdict(held_out.metrics.get("bits_per_byte"), held_out.unigram)
+        if "bits_per_byte" not in held_out.metrics:
+            verdict = "The head ranks tokens and has no probabilities, so no bits per byte."
         blocks.append(Paragraph(verdict, strong=True))
     if run.sentiment:
         blocks.append(Paragraph(sentiment_verdict(run.sentiment), strong=True))
@@ -108,6 +110,8 @@ def _table(held_out: HeldOut) -> Table:
         ["bits per character", show.decimal(per_character), show.DASH],
         ["perplexity per byte", show.decimal(metrics.get("ppl_per_byte")), _ppl(unigram)],
         ["perplexity per token", show.decimal(metrics.get("ppl_per_token")), show.DASH],
+        ["likeliest token is right", show.percent(metrics.get("top1")), show.DASH],
+        ["right token among the ten likeliest", show.percent(metrics.get("top10")), show.DASH],
     ]
     return Table(["held-out text", "model", "unigram baseline"], rows)
 
