@@ -53,7 +53,8 @@ def _sparse_demo(folder: Path) -> None:
     line = next(line for line in README.splitlines() if "run.name=demo_mst" in line)
     words = shlex.split(line)
     sparse = subprocess.run(
-        [sys.executable, *words[1:], "run.steps=80"], cwd=folder, capture_output=True, text=True,
+        [sys.executable, *words[1:], "run.steps=80", "run.log_every_steps=4"],
+        cwd=folder, capture_output=True, text=True,
         stdin=subprocess.DEVNULL, check=False,
     )  # fmt: skip
     assert sparse.returncode == 0, sparse.stdout + sparse.stderr
