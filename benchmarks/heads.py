@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.device import device_of, device_options, seconds
 from benchmarks.harness import Row, interleaved, report, row
-from benchmarks.heads_cost import communication_rows, memory_rows
+from benchmarks.heads_cost import communication_rows, memory_rows, zipf_ids
 from data_prep.errors import RecipeError
 from pipeline.clock import StepResult
 from pipeline.heads.adaptive import AdaptiveHead
@@ -48,9 +48,7 @@ class Batch:
         self.weight.normal_(0, 0.02).requires_grad_()
         self.hidden = torch.randn(1, tokens, width, generator=random).to(device, dtype)
         self.hidden.requires_grad_()
-        u = torch.rand(1, tokens, generator=random, dtype=torch.float64)
-        ids = (torch.exp(u * torch.log(torch.tensor(outputs + 1.0))) - 1).long()
-        self.targets = ids.clamp(max=outputs - 1).to(device)
+        self.targets = zipf_ids(tokens, outputs, random).unsqueeze(0).to(device)
         self.weights = torch.ones(1, tokens, device=device)
 
     def head(self, head: Head) -> Callable[[], float]:

@@ -21,6 +21,13 @@ from benchmarks.harness import Row, row
 _SPAWN = multiprocessing.get_context("spawn")
 
 
+def zipf_ids(tokens: int, outputs: int, generator: torch.Generator) -> torch.Tensor:
+    """Ids (tokens,) as words occur: the chance of an id falls as one over its number."""
+    u = torch.rand(tokens, generator=generator, dtype=torch.float64)
+    ids = (torch.exp(u * torch.log(torch.tensor(outputs + 1.0))) - 1).long()
+    return ids.clamp(max=outputs - 1)
+
+
 def memory_rows(outputs: int, width: int, tokens: int) -> Iterator[Row]:
     """Peak memory of forward and backward beyond what stood before."""
     with _SPAWN.Pool(1, maxtasksperchild=1) as pool:
@@ -80,11 +87,10 @@ def _exchange(rank: int, port: int, outputs: int, width: int, tokens: int) -> di
     dist.init_process_group("gloo", rank=rank, world_size=2)
     random = torch.Generator().manual_seed(rank)
     sums = GradientSums(width, torch.device("cpu"), torch.float32)
-    u = torch.rand(tokens, 1, generator=random, dtype=torch.float64)
-    ids = (torch.exp(u * torch.log(torch.tensor(outputs + 1.0))) - 1).long()
+    ids = zipf_ids(tokens, outputs, random).unsqueeze(1)
     h = torch.randn(tokens, width, generator=random)
     ones = torch.ones(tokens)
-    sums.add(h, ones, ones, torch.ones(tokens, 1), ids.clamp(max=outputs - 1))
+    sums.add(h, ones, ones, torch.ones(tokens, 1), ids)
     distinct = [len(sums.rows()[0])] * 2
     whole = torch.zeros(outputs, width)
     found: dict[str, Any] = {

@@ -28,8 +28,9 @@ from pipeline.optim.build import build_optimizer
 from pipeline.recipe.model import TransformerConfig
 from pipeline.recipe.optim import OptimConfig
 from pipeline.recipe.sparsity import MixedConfig, PhaseConfig
+from pipeline.seeds import generator_for
 from pipeline.sparsity.mixed import MixedSparsity
-from pipeline.sparsity.topology import evolve, generator_for, scores
+from pipeline.sparsity.topology import evolve, scores
 from pipeline.train.module import TrainModule
 
 _BYTES = 256

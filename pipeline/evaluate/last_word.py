@@ -75,12 +75,11 @@ def _judge(model: LanguageModel, passages: list[_Passage]) -> tuple[np.ndarray, 
             for row, i in enumerate(members):  # padded on the right, where no model looks
                 ids[row, : len(passages[i].ids)] = torch.from_numpy(passages[i].ids.astype(int))
             ids = ids.to(model.device)
-            log_prob = model.log_prob(ids[:, :-1])
+            losses, ranks, _ = model.judge(ids[:, :-1], ids[:, 1:].contiguous())
             for row, i in enumerate(members):
                 end = len(passages[i].ids) - 1
                 word = slice(end - passages[i].word_tokens, end)
-                found, targets = log_prob[row, word], ids[row, 1:][word]
-                correct[i] = bool((found.argmax(dim=-1) == targets).all())
-                nats[i] = -float(found.gather(1, targets.unsqueeze(1)).double().sum())
+                correct[i] = not ranks[row, word].any()
+                nats[i] = float(losses[row, word].double().sum())
             progress.update(len(members))
     return correct, nats

@@ -70,25 +70,17 @@ class LanguageModel:
 
         `state` and `resets` (B, T) are for recurrent models; see `pipeline.protocols.Backbone`.
         """
-        logits, state = self._logits(ids, state, resets)
+        if self.recurrent:
+            hidden, state = self.model.hidden(ids, state, resets)
+            logits = self.model.lm_head(hidden).float()
+        else:
+            logits = self.causal_lm(input_ids=ids, use_cache=False).logits.float()
         losses = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), targets.flatten(), reduction="none"
         )
         own = logits.gather(-1, targets.unsqueeze(-1))
-        return losses.view_as(targets), (logits > own).sum(dim=-1), state
-
-    @torch.no_grad()
-    def log_prob(self, ids: Tensor) -> Tensor:
-        """Log-probabilities (B, T, vocabulary), fp32, of what follows each token of `ids`."""
-        return self._logits(ids)[0].log_softmax(dim=-1)
-
-    def _logits(
-        self, ids: Tensor, state: Tensor | None = None, resets: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        if self.recurrent:
-            hidden, state = self.model.hidden(ids, state, resets)
-            return self.model.lm_head(hidden).float(), state
-        return self.causal_lm(input_ids=ids, use_cache=False).logits.float(), state
+        ahead = ~(logits <= own)  # what is no number ranks ahead, so that it can hit nothing
+        return losses.view_as(targets), ahead.sum(dim=-1), state
 
     @torch.no_grad()
     def features(self, texts: Sequence[str], batch_tokens: int = 8192) -> np.ndarray:

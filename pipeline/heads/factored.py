@@ -15,7 +15,6 @@ from pipeline.clock import Clock, StepResult
 from pipeline.heads.factors import Factors
 from pipeline.heads.gram import GramHead
 from pipeline.heads.spherical import SphericalLoss
-from pipeline.heads.sums import GradientSums
 from pipeline.protocols import Engine
 
 
@@ -49,12 +48,9 @@ class FactoredHead(GramHead):
         self.weight.requires_grad_(False)  # the optimizer leaves it alone
         # In the same memory, as long as the engine leaves the parameter where it is.
         self.factors = Factors(self.weight.detach())
-        self.sums = GradientSums(self.width, self.weight.device, self.factors.v.dtype)
 
     def _form_gram(self) -> None:
-        if self.sums.c.device != self.weight.device:  # the engine has moved the model
-            self.factors.to(self.weight.device)
-            self.sums = GradientSums(self.width, self.weight.device, self.factors.v.dtype)
+        self.factors.to(self.weight.device)
         self.gram, self.total = self.factors.gram, self.factors.total
 
     @torch.no_grad()
@@ -68,8 +64,7 @@ class FactoredHead(GramHead):
         return self.scores(logits).log_softmax(dim=-1)
 
     def finish_accumulation(self, engine: Engine) -> None:
-        self.sums.reduce()
-        self.sums.scale(1.0 / (engine.loss_scale * engine.world_size))
+        self._reduce_sums(engine)
         self.rate = engine.lr * self.lr_share
 
     def after_step(self, result: StepResult) -> None:

@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 
 from data_prep.errors import Diverged, RecipeError
-from pipeline.heads.sums import GradientSums
+from pipeline.heads.sums import ROWS_AT_ONCE, GradientSums, gram_of
 from pipeline.products import product
 
 _LOOK_EVERY = 20  # steps between two looks at the condition number of U
 _REBUILD_EVERY = 1000  # steps between two formations of Q, at D d^2
 _MOST_CONDITION = 100.0  # 10 costs twice the repairs for the same error, in fp32 too
 _KEPT = (0.5, 2.0)  # singular values of U that are left alone
-_ROWS_AT_ONCE = 1 << 14
 
 
 class Factors:
@@ -71,12 +70,7 @@ class Factors:
 
     def rebuild(self) -> None:
         """Q and W^T 1 from W itself: O(D d^2)."""
-        gram = self.v.new_zeros(self.width, self.width)
-        total = self.v.new_zeros(self.width)
-        for first in range(0, self.outputs, _ROWS_AT_ONCE):
-            rows = self.v[first : first + _ROWS_AT_ONCE]
-            gram.addmm_(rows.t(), rows)
-            total += rows.sum(dim=0)
+        gram, total = gram_of(lambda part: self.v[part], self.outputs)
         # W^T W = U^T V^T V U + U^T V^T 1 w^T + its transpose + D w w^T
         cross = torch.outer(self.u.t() @ total, self.omega)
         inner = self.u.t() @ gram @ self.u
@@ -85,8 +79,7 @@ class Factors:
 
     def fold(self) -> None:
         """V becomes W, U the identity and w zero: O(D d^2)."""
-        for first in range(0, self.outputs, _ROWS_AT_ONCE):
-            rows = self.v[first : first + _ROWS_AT_ONCE]
+        for rows in self.v.split(ROWS_AT_ONCE):
             rows.copy_(rows @ self.u + self.omega)
         self.u = torch.eye(self.width, dtype=self.u.dtype, device=self.u.device)
         self.omega = torch.zeros_like(self.omega)
@@ -176,6 +169,5 @@ class Factors:
             return
         x, sigma = left[:, bad], values[bad]
         self.u = self.u + (x * (1 - sigma)) @ right[bad]
-        for first in range(0, self.outputs, _ROWS_AT_ONCE):
-            rows = self.v[first : first + _ROWS_AT_ONCE]
+        for rows in self.v.split(ROWS_AT_ONCE):
             rows.addmm_(rows @ (x * (sigma - 1)), x.t())

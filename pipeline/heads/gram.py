@@ -16,11 +16,9 @@ from torch import Tensor, nn
 
 from pipeline.clock import Clock, StepResult
 from pipeline.heads.spherical import SphericalLoss
-from pipeline.heads.sums import GradientSums
+from pipeline.heads.sums import GradientSums, gram_of
 from pipeline.products import product
 from pipeline.protocols import Engine, Head
-
-_ROWS_AT_ONCE = 1 << 14  # of W, converted to fp32 for a product
 
 
 class GramHead(Head):
@@ -54,6 +52,8 @@ class GramHead(Head):
         self.bias: Any = output_bias
         self.outputs, self.width = output_weight.shape
         self.gram: Tensor | None = None  # of the present weights; None when they have moved
+        width = self.width + (output_bias is not None)
+        self.sums = GradientSums(width, output_weight.device, torch.float32)
 
     def loss(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         q, s, a = self.statistics(hidden.flatten(0, -2), targets.reshape(-1, 1))
@@ -67,6 +67,7 @@ class GramHead(Head):
         The backward pass adds to the sums of W's gradient, and gives W itself none.
         """
         if self.gram is None:
+            self.sums.to(self.weight.device)  # the engine may have moved the model
             self._form_gram()
         h = hidden.float()
         if self.bias is not None:  # a bias is one more column of W, whose input is 1
@@ -76,16 +77,7 @@ class GramHead(Head):
 
     @torch.no_grad()
     def _form_gram(self) -> None:
-        width = self.width + (self.bias is not None)
-        self.gram = torch.zeros(width, width, device=self.weight.device)
-        self.total = torch.zeros(width, device=self.weight.device)
-        for first in range(0, self.outputs, _ROWS_AT_ONCE):
-            rows = self._rows(slice(first, first + _ROWS_AT_ONCE))
-            across = rows.t().contiguous()
-            self.gram += product(across, across)
-            self.total += rows.sum(dim=0)
-        if not hasattr(self, "sums"):
-            self.sums = GradientSums(width, self.weight.device, torch.float32)
+        self.gram, self.total = gram_of(self._rows, self.outputs)
 
     @torch.no_grad()
     def _rows(self, ids: Any) -> Tensor:
@@ -119,17 +111,14 @@ class GramHead(Head):
         return settings
 
     def finish_accumulation(self, engine: Engine) -> None:
-        sums = self.sums
-        sums.reduce()
-        # Summed over ranks, where the engine's own gradients are means; see `Engine.backward`.
-        sums.scale(1.0 / (engine.loss_scale * engine.world_size))
+        self._reduce_sums(engine)
         weight = self.weight if self.weight.numel() else engine.get_parameter(self.weight)
         bias = self.bias
         if bias is not None:
             column = bias if bias.numel() else engine.get_parameter(bias)
             weight = torch.cat([weight.float(), column.float().unsqueeze(1)], dim=1)
-        gradient = sums.gradient(weight.detach().to(self.weight.dtype))
-        sums.clear()
+        gradient = self.sums.gradient(weight.detach().to(self.weight.dtype))
+        self.sums.clear()
         if bias is not None:
             engine.set_gradient(bias, gradient[:, -1].contiguous())
             gradient = gradient[:, :-1].contiguous()
@@ -137,10 +126,19 @@ class GramHead(Head):
             gradient += engine.get_gradient(self.weight)
         engine.set_gradient(self.weight, gradient)
 
+    def _reduce_sums(self, engine: Engine) -> None:
+        """The sums of all ranks, unscaled. Collective."""
+        self.sums.reduce()
+        # Summed over ranks, where the engine's own gradients are means; see `Engine.backward`.
+        self.sums.scale(1.0 / (engine.loss_scale * engine.world_size))
+
     def after_step(self, result: StepResult) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """The matrix has moved, or its step was skipped: nothing of before goes into the next."""
         self.gram = None
-        if hasattr(self, "sums"):  # a step that was skipped leaves nothing to the next
-            self.sums.clear()
+        self.sums.clear()
 
     def flops(self, clock: Clock) -> float:
         # Forward and backward count as three times this: Q h and C of a token, and its share of

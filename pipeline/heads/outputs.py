@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.errors import DataError
-from pipeline.clock import StepResult
 from pipeline.heads.factored import FactoredHead
 from pipeline.heads.gram import GramHead
 from pipeline.heads.spherical import SphericalLoss, squared
@@ -52,7 +51,7 @@ class SparseOutputs(nn.Module):
     def write_gradient(self) -> None:
         """Set `weight.grad` from what has been backpropagated since the last call."""
         self.weight.grad = self._head.sums.gradient(self.weight.detach())
-        self._head.after_step(StepResult.APPLIED)
+        self._head.forget()
 
     @torch.no_grad()
     def topk(self, hidden: Tensor, k: int, rows_at_once: int = 1 << 16) -> tuple[Tensor, Tensor]:
@@ -100,8 +99,7 @@ class FactoredOutputs(SparseOutputs):
         norm of G before clipping. Diverged when the step cannot be represented; see `Factors`."""
         head = self._factored
         norm = head.factors.sgd_step(head.sums, lr, decay, clip_norm)
-        head.gram = None
-        head.sums.clear()
+        head.forget()
         return norm
 
     def fold(self) -> None:

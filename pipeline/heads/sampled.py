@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.clock import Clock
 from pipeline.heads.softmax import SoftmaxHead
-from pipeline.seeds import derive_key
+from pipeline.seeds import generator_for
 
 
 class SampledHead(SoftmaxHead):
@@ -49,9 +49,8 @@ class SampledHead(SoftmaxHead):
         return nn.functional.linear(h, self.weight[ids], bias).float() * self.logit_scale
 
     def _draw(self) -> Tensor:
-        key = derive_key(self.seed, "sampled", self._iteration, self._micro_batch)
+        generator = generator_for(self.seed, "sampled", self._iteration, self._micro_batch)
         self._micro_batch += 1
-        generator = torch.Generator().manual_seed(key % 2**63)
         u = torch.rand(self.samples, generator=generator, dtype=torch.float64)
         ids = torch.exp(u * math.log(self.vocab_size + 1)) - 1
         return ids.to(torch.int64).clamp_(max=self.vocab_size - 1)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.errors import RecipeError
+from pipeline.recipe.head import OUTSIDE
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,6 @@ def z_loss(sharpness: float = 0.1, offset: float = 10.0) -> SphericalLoss:
         return nn.functional.softplus(sharpness * (offset - z)) / sharpness
 
     return SphericalLoss("z", of, lambda o: o, False)
-
-
-OUTSIDE = (
-    "only losses that see the outputs through their sum, their sum of squares and the targets' "
-    "outputs can be trained without computing all outputs: squared, spherical, taylor, z. Softmax, "
-    "sigmoid and hinge need every output: use head.kind=softmax for them"
-)
 
 
 def build_loss(

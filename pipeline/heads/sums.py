@@ -10,6 +10,8 @@ ranks; W must not change meanwhile. See docs/sparse-vocabulary.md for the deriva
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -18,6 +20,20 @@ from pipeline.products import product
 from pipeline.ranks import gather_objects, world_size
 
 _KEEP_PIECES = 1 << 16  # rows after which equal targets are added up
+ROWS_AT_ONCE = 1 << 14  # of a matrix, where it is gone through as a whole
+
+
+def gram_of(rows: Callable[[slice], Tensor], outputs: int) -> tuple[Tensor, Tensor]:
+    """W^T W (d, d) and W^T 1 (d) of the matrix whose slices `rows` gives: O(D d^2)."""
+    none = rows(slice(0, 0))
+    gram = none.new_zeros(none.shape[1], none.shape[1])
+    total = none.new_zeros(none.shape[1])
+    for first in range(0, outputs, ROWS_AT_ONCE):
+        part = rows(slice(first, first + ROWS_AT_ONCE))
+        across = part.t().contiguous()
+        gram += product(across, across)
+        total += part.sum(dim=0)
+    return gram, total
 
 
 class GradientSums:
@@ -27,6 +43,10 @@ class GradientSums:
         self.c = torch.zeros(width, width, device=device, dtype=dtype)
         self.b = torch.zeros(width, device=device, dtype=dtype)
         self.clear()
+
+    def to(self, device: torch.device) -> None:
+        """Sums that are empty, to where the matrix has gone."""
+        self.c, self.b = self.c.to(device), self.b.to(device)
 
     def clear(self) -> None:
         self.c.zero_()

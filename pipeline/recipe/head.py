@@ -7,8 +7,14 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from data_prep.recipe.section import Section
+from pipeline.recipe.phases import check_ends
 
-SPHERICAL = Literal["squared", "spherical", "taylor", "z"]
+SPHERICAL = ("squared", "spherical", "taylor", "z")
+OUTSIDE = (
+    "only losses that see the outputs through their sum, their sum of squares and the targets' "
+    f"outputs can be trained without computing all outputs: {', '.join(SPHERICAL)}. Softmax, "
+    "sigmoid and hinge need every output: use head.kind=softmax for them"
+)
 
 
 class SoftmaxHeadConfig(Section):
@@ -28,15 +34,22 @@ class SoftmaxHeadConfig(Section):
 class SphericalConfig(Section):
     """A loss that can be trained without computing all outputs (Vincent et al. 2015)."""
 
-    loss: SPHERICAL = Field(
+    loss: str = Field(
         default="taylor",
-        description="taylor and spherical have probabilities, z ranks well, squared is plain",
+        description="taylor, spherical: have probabilities; z: ranks well; squared: plain",
     )
     epsilon: float = Field(
         default=1e-2, gt=0, description="spherical: added to every squared output"
     )
     sharpness: float = Field(default=0.1, gt=0, description="z: A of softplus(A (B - z)) / A")
     z_offset: float = Field(default=10.0, description="z: B, deviations above the mean to reach")
+
+    @field_validator("loss")
+    @classmethod
+    def _in_the_family(cls, found: str) -> str:
+        if found not in SPHERICAL:
+            raise ValueError(f"loss {found!r} is outside the spherical family: {OUTSIDE}")
+        return found
 
 
 class GramHeadConfig(SphericalConfig):
@@ -108,11 +121,7 @@ class PhasedHeadConfig(Section):
 
     @model_validator(mode="after")
     def _in_order(self) -> PhasedHeadConfig:
-        ends = [phase.until for phase in self.phases]
-        if ends != sorted(set(ends)) or ends[-1] != 1:
-            raise ValueError(
-                f"phases end at {ends}: expected rising shares of the run, the last of them 1"
-            )
+        check_ends([phase.until for phase in self.phases])
         if "adaptive" in [phase.head.kind for phase in self.phases]:
             raise ValueError(
                 "head.kind=adaptive has matrices of its own and cannot share one with other heads"

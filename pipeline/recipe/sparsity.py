@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from data_prep.recipe.section import Section
+from pipeline.recipe.phases import check_ends
 
 
 class DenseConfig(Section):
@@ -100,11 +101,7 @@ class MixedConfig(Section):
     @model_validator(mode="after")
     def _phases_in_order(self) -> MixedConfig:
         if self.phases is not None:
-            ends = [phase.until for phase in self.phases]
-            if ends != sorted(set(ends)) or ends[-1] != 1:
-                raise ValueError(
-                    f"phases end at {ends}: expected rising shares of the run, the last of them 1"
-                )
+            check_ends([phase.until for phase in self.phases])
         return self
 
 

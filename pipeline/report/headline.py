@@ -24,8 +24,9 @@ def headline(run: RunData) -> Section:
     if held_out is None:
         blocks.append(Paragraph("The model has not been evaluated yet.", strong=True))
     else:
-        verdict = bits_verdict(held_out.metrics.get("bits_per_byte"), held_out.unigram)
-        if "bits_per_byte" not in held_out.metrics:
+        if "bits_per_byte" in held_out.metrics:
+            verdict = bits_verdict(held_out.metrics["bits_per_byte"], held_out.unigram)
+        else:
             verdict = "The head ranks tokens and has no probabilities, so no bits per byte."
         blocks.append(Paragraph(verdict, strong=True))
     if run.sentiment:

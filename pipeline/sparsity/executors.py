@@ -8,11 +8,12 @@ from transformers.pytorch_utils import Conv1D
 
 from data_prep.errors import RecipeError
 from pipeline.ranks import from_rank0
+from pipeline.seeds import generator_for
 from pipeline.sparsity.choose import choose
 from pipeline.sparsity.design import Design
 from pipeline.sparsity.linear import EXECUTORS, SparseLinear
 from pipeline.sparsity.matrices import Matrix
-from pipeline.sparsity.topology import generator_for, random_mask
+from pipeline.sparsity.topology import random_mask
 
 _NAMES = tuple(EXECUTORS)
 

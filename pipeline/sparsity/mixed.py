@@ -21,12 +21,13 @@ from pipeline.flops import Flops
 from pipeline.protocols import Engine, StepPlugin
 from pipeline.ranks import gather_objects
 from pipeline.recipe.sparsity import MixedConfig
+from pipeline.seeds import generator_for
 from pipeline.sparsity.attention_switch import AttentionSwitch
 from pipeline.sparsity.design import design
 from pipeline.sparsity.executors import Executors
 from pipeline.sparsity.matrices import Matrix
 from pipeline.sparsity.plan import Phase
-from pipeline.sparsity.topology import evolve, generator_for, random_mask, scores, spread
+from pipeline.sparsity.topology import evolve, random_mask, scores, spread
 
 
 class MixedSparsity(StepPlugin):

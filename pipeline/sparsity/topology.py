@@ -10,13 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.seeds import derive_key
-
-
-def generator_for(seed: int, iteration: int, name: str) -> torch.Generator:
-    """The same on every rank and after every resume: nothing but its key decides it."""
-    return torch.Generator().manual_seed(derive_key(seed, iteration, name) % 2**63)
-
 
 def random_mask(shape: tuple[int, int], active: int, generator: torch.Generator) -> Tensor:
     """(rows, columns) bool with `active` units chosen uniformly."""

@@ -114,8 +114,9 @@ def rank_plain(rank: int, path: str) -> list[float]:  # noqa: C901, one loop to 
     from pipeline.optim.build import build_optimizer
     from pipeline.optim.schedule import learning_rate
     from pipeline.recipe import load_recipe
+    from pipeline.seeds import generator_for
     from pipeline.sparsity.plan import build_plan
-    from pipeline.sparsity.topology import evolve, generator_for, random_mask
+    from pipeline.sparsity.topology import evolve, random_mask
     from pipeline.train.module import build_module
 
     recipe = load_recipe(path)

@@ -137,7 +137,7 @@ def test_phases_move_with_the_applied_steps() -> None:
 @pytest.mark.parametrize(
     ("head", "words"),
     [
-        ("{kind: gram, loss: softmax}", "head"),
+        ("{kind: gram, loss: softmax}", "outside the spherical family: .* need every output"),
         ("{kind: factored, lr: 0.1, optimizer: adamw}", "'adamw': Adam .* use sgd"),
         ("{kind: phased, phases: [{until: 0.9, head: {kind: softmax}}, "
          "{until: 0.5, head: {kind: softmax}}]}", r"phases end at \[0.9, 0.5\]"),

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from data_prep.errors import RecipeError
 from data_prep.recipe.loader import validate
 from pipeline.recipe.sparsity import SparsityConfig
+from pipeline.seeds import generator_for
 from pipeline.sparsity.densities import share_out
 from pipeline.sparsity.plan import READY, Phase, Plan, build_plan, solve
-from pipeline.sparsity.topology import evolve, generator_for, random_mask, scores, spread
+from pipeline.sparsity.topology import evolve, random_mask, scores, spread
 
 torch.set_num_threads(1)
 
