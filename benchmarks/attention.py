@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.device import device_of, device_options, seconds
+from benchmarks.device import device_of, device_options, steady_seconds
 from benchmarks.harness import Row, interleaved, report, row
 from pipeline.sparsity.attention import sparse_attention
 from pipeline.sparsity.patterns import Kind, Pattern
@@ -45,7 +45,7 @@ class Case:
             leaf.requires_grad_()
 
     def milliseconds(self, attention: Attention) -> float:
-        return 1e3 * seconds(self._device, lambda: self._through(attention))
+        return 1e3 * steady_seconds(self._device, partial(self._through, attention))
 
     def _through(self, attention: Attention) -> None:
         out = attention(self._q, self._k, self._v)

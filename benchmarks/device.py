@@ -26,13 +26,23 @@ def device_of(arguments: argparse.Namespace) -> torch.device:
     return device
 
 
-def seconds(device: torch.device, run: Callable[[], object]) -> float:
-    """Of `run`, with nothing of before in it and nothing left after it."""
+def seconds(device: torch.device, run: Callable[[], object], in_a_row: int = 1) -> float:
+    """Of `run`, with nothing of before in it and nothing left after it; the mean of `in_a_row`."""
     _wait(device)
     began = time.perf_counter()
-    run()
+    for _ in range(in_a_row):
+        run()
     _wait(device)
-    return time.perf_counter() - began
+    return (time.perf_counter() - began) / in_a_row
+
+
+def steady_seconds(device: torch.device, run: Callable[[], object]) -> float:
+    """The same where runs follow one another, so that a GPU is not seen waiting for the first
+    launch of each: in a row as many as take 20 ms, ten at most."""
+    once = seconds(device, run)
+    if device.type != "cuda":
+        return once
+    return seconds(device, run, min(10, max(1, round(0.02 / once))))
 
 
 def _wait(device: torch.device) -> None:

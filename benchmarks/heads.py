@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.device import device_of, device_options, seconds
+from benchmarks.device import device_of, device_options, seconds, steady_seconds
 from benchmarks.harness import Row, interleaved, report, row
 from benchmarks.heads_cost import communication_rows, memory_rows, zipf_ids
-from data_prep.errors import RecipeError
 from pipeline.clock import StepResult
 from pipeline.heads.adaptive import AdaptiveHead
 from pipeline.heads.factored import FactoredHead
@@ -34,6 +33,7 @@ from pipeline.protocols import Head
 
 _THREADS = 2
 _MICRO_BATCHES = 32
+_MOST_LOGITS = 1 << 32  # of dense cross-entropy at once: 9 GB in bf16, and as much for its gradient
 _CONSECUTIVE = 19  # factored steps from one look at the condition number to the next
 
 
@@ -57,28 +57,29 @@ class Batch:
         head.to(self.weight.dtype)
         parameters = [p for p in head.parameters() if p is not self.weight]
 
-        def run() -> float:
-            found = seconds(
-                self.device,
-                lambda: head(self.hidden, self.targets, self.weights)[0].backward(),
-            )
+        def run() -> None:
+            head(self.hidden, self.targets, self.weights)[0].backward()
             if isinstance(head, GramHead):
                 head.sums.clear()  # the step's own work is measured on its own
             self.forget(parameters)
-            return 1000 * found
 
-        return run
+        return lambda: self._milliseconds(run)
 
     def dense(self) -> float:
-        """Milliseconds of a micro-batch of plain cross-entropy."""
+        """Milliseconds of a micro-batch of plain cross-entropy, in as few parts as memory holds."""
+        tokens = max(1, _MOST_LOGITS // len(self.weight))
 
         def run() -> None:
-            logits = nn.functional.linear(self.hidden[0], self.weight)
-            nn.functional.cross_entropy(logits, self.targets[0], reduction="sum").backward()
+            parts = zip(self.hidden[0].split(tokens), self.targets[0].split(tokens), strict=True)
+            for hidden, targets in parts:
+                logits = nn.functional.linear(hidden, self.weight)
+                nn.functional.cross_entropy(logits, targets, reduction="sum").backward()
+            self.forget([])
 
-        found = seconds(self.device, run)
-        self.forget([])
-        return 1000 * found
+        return self._milliseconds(run)
+
+    def _milliseconds(self, run: Callable[[], None]) -> float:
+        return 1000 * steady_seconds(self.device, run)
 
     def forget(self, parameters: list[nn.Parameter]) -> None:
         for tensor in (self.weight, self.hidden, *parameters):
@@ -139,9 +140,11 @@ def _fused(batch: Batch) -> dict[str, Callable[[], float]]:
     arms = {}
     for library in ("torch", "liger", "cce"):
         try:
-            arms[library] = batch.head(LibrarySoftmaxHead(library))
-        except RecipeError as error:
-            print(f"left out: {error}", file=sys.stderr)
+            arm = batch.head(LibrarySoftmaxHead(library))
+            arm()
+            arms[library] = arm
+        except Exception as error:  # of a library, on a card that it may not know
+            print(f"left out: {library} at D={len(batch.weight)}: {error}", file=sys.stderr)
     return arms
 
 

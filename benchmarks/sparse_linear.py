@@ -18,7 +18,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.device import device_of, device_options, seconds
+from benchmarks.device import device_of, device_options, steady_seconds
 from benchmarks.harness import Row, interleaved, report, row
 from pipeline.sparsity.linear import SparseLinear
 from pipeline.sparsity.topology import random_mask, spread
@@ -76,11 +76,12 @@ class _Arm:
         self._case, self._layer = case, layer
 
     def __call__(self) -> float:
-        case = self._case
-        found = seconds(case.device, lambda: self._layer(case.x).backward(case.d_y))
-        for tensor in (case.x, *self._layer.parameters()):
+        return 1000 * steady_seconds(self._case.device, self._run)
+
+    def _run(self) -> None:
+        self._layer(self._case.x).backward(self._case.d_y)
+        for tensor in (self._case.x, *self._layer.parameters()):
             tensor.grad = None
-        return 1000 * found
 
 
 def main() -> None:
