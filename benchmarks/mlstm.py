@@ -44,6 +44,7 @@ class Case:
         parameters = sum(p.numel() for name, p in weights if not name.endswith(".g"))
         self.lstm_hidden = _lstm_hidden(parameters)
         self.lstm = nn.LSTM(_INPUTS, self.lstm_hidden).to(device, dtype)
+        self.lstm.flatten_parameters()
         self.x = torch.randn(batch, steps, _INPUTS, device=device, dtype=dtype, requires_grad=True)
         self.gflop = 6 * 5 * hidden * (hidden + _INPUTS) * steps * batch / 1e9
         width = self.lstm_hidden

@@ -19,3 +19,8 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     if _ONEDNN is not None and a.dtype == torch.float32 and a.device.type == "cpu":
         return _ONEDNN(a, b, bias, "none", [], "")  # type: ignore[no-any-return]
     return a @ b.t() if bias is None else torch.addmm(bias, a, b.t())
+
+
+def sum_of_outer(a: Tensor, b: Tensor) -> Tensor:
+    """a.T @ b for a (N, M) and b (N, K): the sum over rows of their outer products."""
+    return product(a.t().contiguous(), b.t()) if a.device.type == "cpu" else a.t() @ b

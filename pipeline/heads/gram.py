@@ -160,12 +160,16 @@ class _Statistics(torch.autograd.Function):
         gram_h = product(h, gram)  # which is symmetric
         ctx.save_for_backward(h, ids, rows, gram_h, total)
         ctx.sums = sums
-        return (h * gram_h).sum(dim=1), h @ total, torch.einsum("nd,nkd->nk", h, rows)
+        return (h * gram_h).sum(dim=1), h @ total, (h.unsqueeze(1) * rows).sum(-1)
 
     @staticmethod
     def backward(ctx: Any, gq: Tensor, gs: Tensor, ga: Tensor) -> Any:  # type: ignore[override]
         h, ids, rows, gram_h, total = ctx.saved_tensors
         ctx.sums.add(h, gq, gs, ga, ids)
-        d_h = 2 * gq.unsqueeze(1) * gram_h + gs.unsqueeze(1) * total
-        d_h += torch.einsum("nk,nkd->nd", ga, rows)
+        d_h = gram_h * (2 * gq).unsqueeze(1)
+        d_h.addcmul_(gs.unsqueeze(1), total)
+        if rows.shape[1] == 1:
+            d_h.addcmul_(ga, rows[:, 0])
+        else:
+            d_h += torch.einsum("nk,nkd->nd", ga, rows)
         return d_h, None, None, None, None, None

@@ -33,6 +33,15 @@ class LibrarySoftmaxHead(SoftmaxHead):
         self.library = library
         _check(library)
 
+    def bind(self, output_weight: Tensor | None, output_bias: Tensor | None = None) -> None:
+        """RecipeError for a bias that the library does not take."""
+        if self.library == "cce" and output_bias is not None:
+            raise RecipeError(
+                "head.library=cce takes no bias and this architecture's output has one: use "
+                "head.library=liger or null"
+            )
+        super().bind(output_weight, output_bias)
+
     def loss(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         if not torch.is_grad_enabled():
             return super().loss(hidden, targets, weights)
@@ -60,9 +69,7 @@ class LibrarySoftmaxHead(SoftmaxHead):
             )
         from cut_cross_entropy import linear_cross_entropy
 
-        return linear_cross_entropy(
-            h, self.weight, targets, bias=bias, ignore_index=_IGNORED, reduction="sum"
-        )
+        return linear_cross_entropy(h, self.weight, targets, ignore_index=_IGNORED, reduction="sum")
 
 
 def _check(library: str | None) -> None:

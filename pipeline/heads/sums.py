@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.products import product
+from pipeline.products import product, sum_of_outer
 from pipeline.ranks import gather_objects, world_size
 
 _KEEP_PIECES = 1 << 16  # rows after which equal targets are added up
@@ -30,8 +30,7 @@ def gram_of(rows: Callable[[slice], Tensor], outputs: int) -> tuple[Tensor, Tens
     total = none.new_zeros(none.shape[1])
     for first in range(0, outputs, ROWS_AT_ONCE):
         part = rows(slice(first, first + ROWS_AT_ONCE))
-        across = part.t().contiguous()
-        gram += product(across, across)
+        gram += sum_of_outer(part, part)
         total += part.sum(dim=0)
     return gram, total
 
@@ -56,8 +55,7 @@ class GradientSums:
 
     def add(self, h: Tensor, gq: Tensor, gs: Tensor, ga: Tensor, ids: Tensor) -> None:
         """Examples h (N, d) with their gq, gs (N,), ga (N, K) and target ids (N, K)."""
-        # A product wants its left factor contiguous.
-        self.c += product((2 * gq * h.t()).contiguous(), h.t())
+        self.c += sum_of_outer(h * (2 * gq).unsqueeze(1), h)
         self.b.addmv_(h.t(), gs)
         self._ids.append(ids.flatten())
         self._rows.append((ga.unsqueeze(-1) * h.unsqueeze(1)).flatten(0, 1))

@@ -41,7 +41,8 @@ def sparse_attention(
         nn.functional.pad(x, padding).reshape(batch * heads, -1, window, depth)
         for x in (query, key, value)
     )
-    out = _Merged.apply(q, k, v, _PIECES[pattern.kind], depth**-0.5 if scale is None else scale)
+    pieces = _pieces(pattern.kind, kernel_for(q).slides)
+    out = _Merged.apply(q, k, v, pieces, depth**-0.5 if scale is None else scale)
     return out.view(batch, heads, -1, depth)[:, :, :length]
 
 
@@ -61,13 +62,15 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
 class _Piece:
     """Views (S, runs, length, ...) of blocks (S, n, window, ...), for queries and for keys.
 
-    The t-th query of a run attends to the first t keys of that run; where all runs have the same
-    keys, those are given once. A `reverse` piece counts from the end of its runs.
+    The t-th query of a run attends to the first t keys of that run, or to the last `window` of
+    those in a `sliding` piece; where all runs have the same keys, those are given once. A `reverse`
+    piece counts from the end of its runs.
     """
 
     queries: Callable[[Tensor], Tensor]
     keys: Callable[[Tensor], Tensor]
     reverse: bool = False
+    sliding: bool = False
 
     def take(self, view: Tensor) -> Tensor:
         """From positions to the order in which the piece is causal, and back again."""
@@ -83,6 +86,11 @@ def _columns(x: Tensor) -> Tensor:
     return x.transpose(1, 2)
 
 
+def _line(x: Tensor) -> Tensor:
+    """All positions as one run; a view, or an error."""
+    return x.view(len(x), 1, -1, x.shape[-1])
+
+
 _OWN = _Piece(_all, _all)
 # Position r of a block sees those after r in the block before: causal when read from the end.
 _PREVIOUS = _Piece(lambda x: x[:, 1:, :-1], lambda x: x[:, :-1, 1:], reverse=True)
@@ -91,13 +99,23 @@ _STRIDED = _Piece(_columns, _columns)
 _EARLIER = _Piece(lambda x: _columns(x)[:, :, 1:], lambda x: _columns(x)[:, :, :-1])
 _SUMMARY = _Piece(lambda x: _columns(x)[:, :, 1:], lambda x: _columns(x)[:, -1:, :-1])
 
-# No pair (i, j) is in two pieces of a pattern, and every i is in the first.
+# Both together, for kernels that slide.
+_SLIDING = _Piece(_line, _line, sliding=True)
+
+# No pair (i, j) is in two pieces of a pattern, and every i and j is in the first.
 _PIECES: dict[Kind, tuple[_Piece, ...]] = {
     "local": (_OWN, _PREVIOUS),
     "strided": (_STRIDED,),
     "local_strided": (_OWN, _PREVIOUS, _EARLIER),
     "fixed": (_OWN, _SUMMARY),
 }
+
+
+def _pieces(kind: Kind, slides: bool) -> tuple[_Piece, ...]:
+    pieces = _PIECES[kind]
+    if slides and pieces[:2] == (_OWN, _PREVIOUS):
+        return (_SLIDING, *pieces[2:])
+    return pieces
 
 
 class _Merged(torch.autograd.Function):
@@ -108,17 +126,23 @@ class _Merged(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, pieces: tuple[_Piece, ...], scale: float
     ) -> Tensor:
         kernel = kernel_for(q)
-        total = q.new_zeros(q.shape, dtype=torch.promote_types(q.dtype, torch.float32))
-        lse = total.new_full((*q.shape[:3], 1), float("-inf"))
+        wide = torch.promote_types(q.dtype, torch.float32)
+        total = q.new_empty(q.shape, dtype=wide if len(pieces) > 1 else q.dtype)
+        lse = q.new_empty((*q.shape[:3], 1), dtype=wide)
         for piece in pieces:
             queries, keys, values = _operands(piece, q, k, v)
             if not queries.numel():
                 continue
-            part, part_lse = kernel.forward(queries, keys, values, scale)
-            before, part_lse = piece.queries(lse), piece.take(part_lse.unsqueeze(-1))
+            window = q.shape[2] if piece.sliding else None
+            part, part_lse = kernel.forward(queries, keys, values, scale, window)
+            merged, before = piece.queries(total), piece.queries(lse)
+            part, part_lse = piece.take(part), piece.take(part_lse.unsqueeze(-1))
+            if piece is pieces[0]:
+                merged.copy_(part)
+                before.copy_(part_lse)
+                continue
             after = torch.logaddexp(before, part_lse)
-            merged = piece.queries(total).mul_((before - after).exp_())
-            merged.addcmul_(piece.take(part), (part_lse - after).exp_())
+            merged.mul_((before - after).exp_()).addcmul_(part, (part_lse - after).exp_())
             before.copy_(after)
         out = total.to(q.dtype)
         ctx.save_for_backward(q, k, v, out, lse)
@@ -130,16 +154,18 @@ class _Merged(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         kernel = kernel_for(q)
-        d_q, d_k, d_v = (torch.zeros_like(x) for x in (q, k, v))
+        d_q, d_k, d_v = (torch.empty_like(x) for x in (q, k, v))
         for piece in ctx.pieces:
             operands = _operands(piece, q, k, v)
             if not operands[0].numel():
                 continue
             above, result, log = (piece.take(piece.queries(x)) for x in (grad, out, lse))
-            found = kernel.backward(above, *operands, result, log.squeeze(-1), ctx.scale)
+            window = q.shape[2] if piece.sliding else None
+            found = kernel.backward(above, *operands, result, log.squeeze(-1), ctx.scale, window)
             views = (piece.queries(d_q), piece.keys(d_k), piece.keys(d_v))
             for view, part in zip(views, found, strict=True):
-                view.add_(piece.take(part).sum_to_size(view.shape))
+                part = piece.take(part).sum_to_size(view.shape)
+                view.copy_(part) if piece is ctx.pieces[0] else view.add_(part)
         return d_q, d_k, d_v, None, None
 
 

@@ -29,6 +29,7 @@ except ImportError:
 
 _TILE = 128  # the largest side of a tile
 _PROGRAMS = 512  # of the weight gradient: several for each multiprocessor
+_PLACED_ROWS = 16  # of a tile that a program writes
 
 
 class Triton:
@@ -46,11 +47,9 @@ class Triton:
 
     def backward(self, x: Tensor, weight: Tensor, d_y: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients of x (N, in) and of weight (out, in), zero at inactive positions."""
-        x, d_y, tile = x.contiguous(), d_y.contiguous(), self._tile
-        d_weight = torch.zeros_like(weight)
-        tiles = d_weight.unflatten(1, (-1, tile)).unflatten(0, (-1, tile))
-        tiles[self._rows, :, self._columns] = self._outer(d_y, x).to(weight.dtype)
-        return self._times(d_y, weight.t(), None, self._by_column), d_weight
+        x, d_y = x.contiguous(), d_y.contiguous()
+        d_x = self._times(d_y, weight.t(), None, self._by_column)
+        return d_x, self._outer(d_y, x, torch.zeros_like(weight))
 
     def _times(self, x: Tensor, weight: Tensor, bias: Tensor | None, lists: _Lists) -> Tensor:
         """x (N, K) by weight (M, K): (N, M)."""
@@ -64,21 +63,25 @@ class Triton:
         )  # fmt: skip
         return y
 
-    def _outer(self, d_y: Tensor, x: Tensor) -> Tensor:
-        """The sum over tokens of d_y x^T on each active tile: (tiles, TILE, TILE) in fp32.
+    def _outer(self, d_y: Tensor, x: Tensor, into: Tensor) -> Tensor:
+        """The sum over tokens of d_y x^T on each active tile of `into` (out, in).
 
         With few tiles each sum is made in parts, which are then added in a fixed order.
         """
         tile, active, depth = self._tile, len(self._rows), _depth(x.dtype)
         steps = triton.cdiv(len(x), depth)
         parts = min(steps, triton.cdiv(_PROGRAMS, max(1, active)))
-        sums = x.new_empty(parts, active, tile, tile, dtype=torch.float32)
         if active:
+            sums = x.new_empty(parts, active, tile, tile, dtype=torch.float32)
             _outer_blocks[active, parts](
                 d_y, x, sums, self._rows, self._columns, len(x), d_y.shape[1], x.shape[1],
                 triton.cdiv(steps, parts), TILE=tile, TOKENS=depth, num_warps=_warps(tile),
             )  # fmt: skip
-        return sums.sum(0)
+            _add_parts[active, tile // _PLACED_ROWS](
+                sums, into, self._rows, self._columns, parts, into.stride(0), into.stride(1),
+                TILE=tile, ROWS=_PLACED_ROWS,
+            )  # fmt: skip
+        return into
 
 
 class _Lists:
@@ -143,3 +146,20 @@ def _outer_blocks(  # type: ignore[no-untyped-def]
         total = tl.dot(tl.trans(left), right, total, input_precision="ieee")
     here = (part * tl.num_programs(0) + number).to(tl.int64) * TILE * TILE
     tl.store(sums + here + side[:, None] * TILE + side[None, :], total)
+
+
+@jit
+def _add_parts(  # type: ignore[no-untyped-def]
+    sums, weight, rows, columns, parts, row_stride, column_stride,
+    TILE: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """The parts of one tile, ROWS rows of it, summed and put where the tile lies in `weight`."""
+    number = tl.program_id(0)
+    down, across = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.arange(0, TILE)
+    total = tl.zeros((ROWS, TILE), tl.float32)
+    for part in range(parts):
+        here = (part * tl.num_programs(0) + number).to(tl.int64) * TILE * TILE
+        total += tl.load(sums + here + down[:, None] * TILE + across[None, :])
+    row = tl.load(rows + number) * TILE + down
+    column = tl.load(columns + number) * TILE + across
+    tl.store(weight + row[:, None] * row_stride + column[None, :] * column_stride, total)

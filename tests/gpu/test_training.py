@@ -19,14 +19,17 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 ROOT = Path(__file__).parents[2]
+LAUNCHED = {
+    "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511",
+}  # fmt: skip
 NO_DROPOUT = ["model.config.resid_pdrop=0", "model.config.embd_pdrop=0"]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def alone() -> None:
     """This process as the only rank; its engines share one process group."""
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1",
-                      MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")  # fmt: skip
+    os.environ.update(LAUNCHED)
 
 
 def trained(recipe: Path, name: str, *overrides: str, stop_at: int | None = None) -> list[float]:
@@ -75,7 +78,7 @@ def test_a_run_on_a_gpu_is_the_processors_run(tmp_path: Path, kind: str) -> None
     dropout = NO_DROPOUT if kind == "transformer" else []
     recipe = write_recipe(tmp_path, kind)
     ours = trained(recipe, "gpu", "precision.dtype=fp32", *dropout)
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
+    environment = {k: v for k, v in os.environ.items() if k not in LAUNCHED}
     run = subprocess.run(
         [sys.executable, "run_pretrain.py", str(recipe), "run.name=cpu", *dropout],
         env=environment | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"},
@@ -99,7 +102,7 @@ def test_triton_blocks_train_as_masked_products_do(tmp_path: Path, dtype: str) -
     )  # fmt: skip
     blocks = trained(recipe, "blocks", "sparsity.executor=triton")
     masked = trained(recipe, "masked", "sparsity.executor=masked")
-    assert len(blocks) == 12
+    assert len(blocks) == len(masked) >= 12
     # Topologies follow gradients: rounding may choose another block, so later losses may part.
     assert blocks[:6] == pytest.approx(masked[:6], rel=1e-4 if dtype == "fp32" else 2e-2)
 

@@ -164,6 +164,28 @@ def test_plain_products_agree_with_the_fused_kernel() -> None:
     assert worst(*found) < 1e-12
 
 
+@pytest.mark.parametrize("kind", ["local", "local_strided"])
+def test_a_kernel_that_slides_takes_the_window_at_once(
+    kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaves, pattern = draw(37), Pattern(kind, 8)
+    d_out = torch.randn(2, 4, 37, 5, dtype=torch.float64)
+    in_blocks = with_gradients(sparse_attention(*leaves, pattern), leaves, d_out)
+    windows = []
+
+    class Sliding(Products):
+        slides = True
+
+        def forward(self, *given: Any) -> tuple[Tensor, Tensor]:
+            windows.append(given[-1])
+            return super().forward(*given)
+
+    monkeypatch.setattr("pipeline.sparsity.attention.kernel_for", lambda q: Sliding())
+    at_once = with_gradients(sparse_attention(*leaves, pattern), leaves, d_out)
+    assert windows == ([8] if kind == "local" else [8, None])
+    assert worst(at_once, in_blocks) < 1e-12
+
+
 def test_what_does_not_fit_together_is_refused() -> None:
     query, key, value = draw(8)
     for wrong in (key[:, :, :5], key[..., :3], key[:, :1].expand(-1, 3, -1, -1)):

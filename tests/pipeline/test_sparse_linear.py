@@ -324,11 +324,15 @@ def test_the_kernels_compile_for_a_gpu(tile: int, value: str) -> None:
     ASTSource = pytest.importorskip("triton.compiler").ASTSource
     triton = kernels.triton
     depth = 32 if value == "*fp32" else 64
-    sizes = {"TILE": tile, "DEPTH": min(tile, depth), "column_stride": 1}
+    sizes = {"TILE": tile, "DEPTH": min(tile, depth), "column_stride": 1, "ROWS": 16}
     pointers = {"x": value, "d_y": value, "weight": value, "bias": value, "y": value}
     pointers |= {"sums": "*fp32", "starts": "*i32", "others": "*i32"}
     pointers |= {"rows": "*i64", "columns": "*i64"}
-    for kernel, tokens in ((kernels._times_blocks, 2 * depth), (kernels._outer_blocks, depth)):
+    for kernel, tokens in (
+        (kernels._times_blocks, 2 * depth),
+        (kernels._outer_blocks, depth),
+        (kernels._add_parts, 0),
+    ):
         constants = {k: v for k, v in (sizes | {"TOKENS": tokens}).items() if k in kernel.arg_names}
         signature = {
             name: "constexpr" if name in constants else pointers.get(name, "i32")

@@ -47,6 +47,10 @@ class _Kept:
         return backward_through(buffers, x, weights, d_out, d_c_last)
 
 
+# Of a step forward. Beyond, a GPU works several times longer on it than a processor takes to launch
+# it, and a captured window would only hold memory.
+_GRAPHED_FLOP = 1e11
+
 _GRAPHS: WeakKeyDictionary[Pool, WindowGraphs] = WeakKeyDictionary()  # one of them for each layer
 
 
@@ -63,13 +67,18 @@ def forward(
     only tells layers apart: here memory is free to take again."""
     with torch.cuda.device_of(x):  # which is where Triton launches
         # Without a backward to come the shapes are an evaluation's or a generation's: they vary.
-        if pending and x.is_cuda and os.environ.get("LM_CUDA_GRAPHS") != "0":
+        if pending and x.is_cuda and _is_graphed(*c0.shape):
             graphs = _GRAPHS.setdefault(pool, WindowGraphs(forward_through, backward_through))
             replay = graphs.claim((x, *weights, c0, h0, resets))
             if replay is not None:
                 return *replay.forward((x, *weights, c0, h0, resets)), replay
         hidden, c_last, buffers = forward_through(x, weights, c0, h0, resets)
         return hidden, c_last, _Kept(buffers)
+
+
+def _is_graphed(lanes: int, hidden: int) -> bool:
+    flop = 10 * lanes * hidden**2
+    return flop < _GRAPHED_FLOP and os.environ.get("LM_CUDA_GRAPHS") != "0"
 
 
 def backward(
