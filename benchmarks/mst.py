@@ -46,7 +46,7 @@ class Size(NamedTuple):
 
 
 _CPU_SIZES = [Size(512, 8, 256, 8)]
-_GPU_SIZES = [Size(768, 12, 1024, 32), Size(2048, 12, 1024, 8)]
+_GPU_SIZES = [Size(768, 8, 256, 128), Size(2048, 8, 256, 128)]
 
 
 class Arm:

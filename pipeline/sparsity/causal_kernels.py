@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.backends.cuda import SDPAParams, can_use_flash_attention
 
 aten = torch.ops.aten
-_SHORT_RUN = 64  # positions
+_SHORT_RUN = 24  # positions
 
 
 class Kernel(Protocol):

@@ -52,12 +52,31 @@ def evolve(
     grown = active - (before - dropped)
     by_gradient = round(gradient_share * grown)
     chosen = keep | _largest(gradient_scores.masked_fill(keep, -1.0), by_gradient)
-    chance = torch.rand(mask.shape, generator=generator).to(mask.device)
-    return chosen | _largest(chance.masked_fill(chosen, -1.0), grown - by_gradient)
+    return chosen | _drawn(~chosen, grown - by_gradient, generator)
 
 
 def _largest(values: Tensor, count: int) -> Tensor:
     """Mask of the `count` largest."""
     found = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
-    found[values.flatten().topk(count).indices] = True
+    found[values.flatten().topk(count, sorted=False).indices] = True
     return found.view(values.shape)
+
+
+def _drawn(free: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Mask of `count` units, uniform over the free ones. The generator is a processor's, so that
+    every rank and device draws the same; it works for the few units that an update draws, not for
+    all of a matrix."""
+    found, left = torch.zeros_like(free), free.clone()
+    while count > 0:
+        available = int(left.sum())
+        if 4 * count > available:
+            chance = torch.rand(free.shape, generator=generator).to(free.device)
+            return found | _largest(chance.masked_fill(~left, -1.0), count)
+        tries = 2 * count * free.numel() // available
+        ids = torch.randint(free.numel(), (tries,), generator=generator).to(free.device)
+        ids = ids[left.view(-1)[ids]].unique()
+        ids = ids[torch.randperm(len(ids), generator=generator)[:count].to(free.device)]
+        found.view(-1)[ids] = True
+        left.view(-1)[ids] = False
+        count -= len(ids)
+    return found
