@@ -81,7 +81,7 @@ def communication_rows(outputs: int, width: int, tokens: int) -> Iterator[Row]:
 
 
 def _exchange(rank: int, port: int, outputs: int, width: int, tokens: int) -> dict[str, float]:
-    from pipeline.heads.sums import GradientSums
+    from pipeline.heads.sums import Examples, GradientSums
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=2)
@@ -90,7 +90,7 @@ def _exchange(rank: int, port: int, outputs: int, width: int, tokens: int) -> di
     ids = zipf_ids(tokens, outputs, random).unsqueeze(1)
     h = torch.randn(tokens, width, generator=random)
     ones = torch.ones(tokens)
-    sums.add(h, ones, ones, torch.ones(tokens, 1), ids)
+    sums.add(Examples(h, ones, ones, torch.ones(tokens, 1), ids))
     distinct = [len(sums.rows()[0])] * 2
     whole = torch.zeros(outputs, width)
     found: dict[str, Any] = {

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from pipeline.clock import Clock, StepResult
 from pipeline.flops import Flops
 
+_TOKENS_AT_ONCE = 64
+
 
 class Backbone(nn.Module, ABC):
     """A language model up to its last hidden states.
@@ -142,9 +144,12 @@ class Head(nn.Module, ABC):
         return {}
 
     def topk(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k largest log-probabilities and their ids."""
-        values, ids = self.log_prob(hidden).topk(k, dim=-1)
-        return values, ids
+        """The k largest log-probabilities (..., k) of hidden (..., d), and their ids."""
+        # A few tokens at a time: all outputs of all tokens may be more than memory holds.
+        parts = [self.log_prob(h).topk(k) for h in hidden.flatten(0, -2).split(_TOKENS_AT_ONCE)]
+        values = torch.cat([found.values for found in parts])
+        ids = torch.cat([found.indices for found in parts])
+        return values.view(*hidden.shape[:-1], k), ids.view(*hidden.shape[:-1], k)
 
     def finish_accumulation(self, engine: Engine) -> None:
         """After the last backward of a step, before clipping: may write full gradients."""

@@ -11,6 +11,7 @@ from pipeline.heads.gram import GramHead
 from pipeline.heads.library import LibrarySoftmaxHead
 from pipeline.heads.phased import PhasedHead
 from pipeline.heads.sampled import SampledHead
+from pipeline.heads.sharded import ShardedGramHead
 from pipeline.heads.softmax import SoftmaxHead
 from pipeline.heads.spherical import build_loss
 from pipeline.protocols import Backbone, Head
@@ -58,19 +59,29 @@ def _unbound(section: HeadConfig, recipe: Recipe, backbone: Backbone) -> Head:
         return AdaptiveHead(section.cutoffs, section.div_value)
     loss = build_loss(section.loss, section.epsilon, section.sharpness, section.z_offset)
     if isinstance(section, FactoredHeadConfig):
-        if _is_tied(backbone):
-            raise RecipeError(
-                "head.kind=factored keeps the output matrix to itself and cannot share it with the "
-                "embedding: set model.config.tie_word_embeddings=false, or use head.kind=gram"
-            )
+        _check_untied(backbone, "head.kind=factored", "use head.kind=gram")
         return FactoredHead(
             loss, recipe.batch.tokens, lr_share=section.lr / recipe.optim.lr,
             weight_decay=section.weight_decay, clip_norm=section.clip_norm, logit_scale=scale,
+        )  # fmt: skip
+    if section.sharded:
+        _check_untied(backbone, "head.sharded=true", "set head.sharded=false")
+        return ShardedGramHead(
+            loss, recipe.batch.tokens, recipe.optim, logit_scale=scale,
+            learned_scale=section.learned_scale,
         )  # fmt: skip
     return GramHead(
         loss, recipe.batch.tokens, tied=_is_tied(backbone), logit_scale=scale,
         learned_scale=section.learned_scale,
     )  # fmt: skip
+
+
+def _check_untied(backbone: Backbone, key: str, otherwise: str) -> None:
+    if _is_tied(backbone):
+        raise RecipeError(
+            f"{key} keeps the output matrix to itself and cannot share it with the embedding: set "
+            f"model.config.tie_word_embeddings=false, or {otherwise}"
+        )
 
 
 def _is_tied(backbone: Backbone) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.clock import Clock, StepResult
 from pipeline.heads.spherical import SphericalLoss
-from pipeline.heads.sums import GradientSums, gram_of
+from pipeline.heads.sums import Examples, GradientSums, gram_of
 from pipeline.products import product
 from pipeline.protocols import Engine, Head
 
@@ -165,7 +165,7 @@ class _Statistics(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gq: Tensor, gs: Tensor, ga: Tensor) -> Any:  # type: ignore[override]
         h, ids, rows, gram_h, total = ctx.saved_tensors
-        ctx.sums.add(h, gq, gs, ga, ids)
+        ctx.sums.add(Examples(h, gq, gs, ga, ids))
         d_h = gram_h * (2 * gq).unsqueeze(1)
         d_h.addcmul_(gs.unsqueeze(1), total)
         if rows.shape[1] == 1:

@@ -11,6 +11,7 @@ ranks; W must not change meanwhile. See docs/sparse-vocabulary.md for the deriva
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -35,63 +36,122 @@ def gram_of(rows: Callable[[slice], Tensor], outputs: int) -> tuple[Tensor, Tens
     return gram, total
 
 
+class Examples(NamedTuple):
+    """What the sums are made of, of N examples with K targets each."""
+
+    h: Tensor  # (N, d)
+    gq: Tensor  # (N,)
+    gs: Tensor  # (N,)
+    ga: Tensor  # (N, K)
+    ids: Tensor  # (N, K)
+
+
 class GradientSums:
-    """C (d, d), b (d) and the rows of S, in the dtype of the matrix's arithmetic."""
+    """C (d, d), b (d) and the rows of S, in the dtype of the matrix's arithmetic.
+
+    Examples wait until they are asked for or number d: fewer than d are cheaper to send than C.
+    """
 
     def __init__(self, width: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.c = torch.zeros(width, width, device=device, dtype=dtype)
-        self.b = torch.zeros(width, device=device, dtype=dtype)
+        self._c = torch.zeros(width, width, device=device, dtype=dtype)
+        self._b = torch.zeros(width, device=device, dtype=dtype)
         self.clear()
 
     def to(self, device: torch.device) -> None:
         """Sums that are empty, to where the matrix has gone."""
-        self.c, self.b = self.c.to(device), self.b.to(device)
+        self._c, self._b = self._c.to(device), self._b.to(device)
 
     def clear(self) -> None:
-        self.c.zero_()
-        self.b.zero_()
+        self._c.zero_()
+        self._b.zero_()
         self._ids: list[Tensor] = []
         self._rows: list[Tensor] = []
+        self._waiting: list[Examples] = []
+        self._summed = False  # some examples are in the sums already
 
-    def add(self, h: Tensor, gq: Tensor, gs: Tensor, ga: Tensor, ids: Tensor) -> None:
-        """Examples h (N, d) with their gq, gs (N,), ga (N, K) and target ids (N, K)."""
-        self.c += sum_of_outer(h * (2 * gq).unsqueeze(1), h)
-        self.b.addmv_(h.t(), gs)
-        self._ids.append(ids.flatten())
-        self._rows.append((ga.unsqueeze(-1) * h.unsqueeze(1)).flatten(0, 1))
+    @property
+    def c(self) -> Tensor:
+        self._sum()
+        return self._c
+
+    @property
+    def b(self) -> Tensor:
+        self._sum()
+        return self._b
+
+    def add(self, examples: Examples) -> None:
+        self._waiting.append(examples)
+        if self._waiting_examples >= len(self._b):
+            self._sum()
+
+    @property
+    def _waiting_examples(self) -> int:
+        return sum(len(examples.h) for examples in self._waiting)
+
+    def _sum(self) -> None:
+        if not self._waiting:
+            return
+        for h, gq, gs, ga, ids in self._waiting:
+            self._c += sum_of_outer(h * (2 * gq).unsqueeze(1), h)
+            self._b.addmv_(h.t(), gs)
+            self._ids.append(ids.flatten())
+            self._rows.append((ga.unsqueeze(-1) * h.unsqueeze(1)).flatten(0, 1))
+        self._waiting.clear()
+        self._summed = True
         if sum(map(len, self._ids)) > _KEEP_PIECES and len(self._ids) > 1:
             self.rows()
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """S as distinct ids (n,) in rising order and their rows (n, d)."""
+        self._sum()
         if not self._ids:
-            return torch.empty(0, dtype=torch.int64, device=self.c.device), self.c[:0]
+            return torch.empty(0, dtype=torch.int64, device=self._b.device), self._c[:0]
         ids, place = torch.unique(torch.cat(self._ids), return_inverse=True)
-        rows = self.c.new_zeros(len(ids), self.c.shape[1])
+        rows = self._c.new_zeros(len(ids), len(self._b))
         rows.index_add_(0, place, torch.cat(self._rows))
         self._ids, self._rows = [ids], [rows]
         return ids, rows
 
     def reduce(self) -> None:
-        """Add up over ranks: C and b all-reduced, the rows of S gathered. Collective."""
+        """Add up over ranks, the same to the last bit on all of them. Collective."""
         if world_size() == 1:
             return
-        ids, rows = self.rows()
-        both = torch.cat([self.c, self.b.unsqueeze(0)])
-        dist.all_reduce(both)
-        self.c.copy_(both[:-1])
-        self.b.copy_(both[-1])
-        # Ranks have different numbers of rows, and gathers want equal ones: padded by rows of zero.
-        counts = gather_objects(len(ids))
-        longest = max(counts)
-        all_ids, all_rows = (_gathered(part, longest) for part in (ids, rows))
-        self._ids = [part[:n] for part, n in zip(all_ids, counts, strict=True)]
-        self._rows = [part[:n] for part, n in zip(all_rows, counts, strict=True)]
+        waiting = gather_objects(None if self._summed else self._waiting_examples)
+        if None not in waiting and sum(waiting) < len(self._b):
+            self._waiting = self._examples_of_all_ranks(waiting)
+        else:
+            self.reduce_products()
+            self.replace_rows(*_of_all_ranks(*self.rows()))
+
+    def reduce_products(self) -> None:
+        """Add up C and b over ranks, not S. Collective."""
+        if world_size() > 1:
+            both = torch.cat([self.c, self.b.unsqueeze(0)])
+            dist.all_reduce(both)
+            self._c.copy_(both[:-1])
+            self._b.copy_(both[-1])
+
+    def replace_rows(self, ids: Tensor, rows: Tensor) -> None:
+        """Put other rows in the place of S; an id may occur several times."""
+        self._ids, self._rows = [ids], [rows]
+
+    def _examples_of_all_ranks(self, counts: list[int]) -> list[Examples]:
+        h, gq, gs, ga, ids = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+        numbers = torch.cat([h, gq.unsqueeze(1), gs.unsqueeze(1), ga], dim=1)
+        all_numbers, all_ids = (_gathered(part, counts) for part in (numbers, ids))
+        width = h.shape[1]
+        return [
+            Examples(
+                found[:, :width], found[:, width], found[:, width + 1], found[:, width + 2 :], i
+            )
+            for found, i in zip(all_numbers, all_ids, strict=True)
+        ]
 
     def scale(self, factor: float) -> None:
         """As if every example's gradient had been multiplied by `factor`."""
-        self.c *= factor
-        self.b *= factor
+        self._sum()
+        self._c *= factor
+        self._b *= factor
         self._rows = [rows * factor for rows in self._rows]
 
     def gradient(self, weight: Tensor) -> Tensor:
@@ -114,9 +174,15 @@ class GradientSums:
         )
 
 
-def _gathered(part: Tensor, longest: int) -> list[Tensor]:
-    padded = part.new_zeros(longest, *part.shape[1:])
+def _of_all_ranks(ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    counts = gather_objects(len(ids))
+    return torch.cat(_gathered(ids, counts)), torch.cat(_gathered(rows, counts))
+
+
+def _gathered(part: Tensor, counts: list[int]) -> list[Tensor]:
+    """What every rank has, `counts` of them: gathers want equal numbers, so padded by zeros."""
+    padded = part.new_zeros(max(counts), *part.shape[1:])
     padded[: len(part)] = part
     parts = [torch.empty_like(padded) for _ in range(world_size())]
     dist.all_gather(parts, padded)
-    return parts
+    return [found[:count] for found, count in zip(parts, counts, strict=True)]

@@ -59,6 +59,11 @@ class GramHeadConfig(SphericalConfig):
     learned_scale: bool = Field(
         default=False, description="train a factor and an offset of all outputs, in the family too"
     )
+    sharded: bool = Field(
+        default=False,
+        description="every rank keeps and trains an equal share of the output matrix's rows, in "
+        "fp32, its gradient clipped on its own; not with a matrix tied to the embedding",
+    )
 
 
 class FactoredHeadConfig(SphericalConfig):

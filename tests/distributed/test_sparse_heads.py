@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from pipeline.clock import StepResult
@@ -131,6 +132,90 @@ def test_the_factored_head_on_two_ranks_is_sgd_on_one(tmp_path: Path, stage: int
     assert straight[-1] < straight[0]
     trained(tmp_path, "cut", 2, *changes, stop_at=3)
     assert trained(tmp_path, "cut", 2, *changes, "run.resume=must") == straight
+
+
+SHARDED = TAYLOR.replace("gram,", "gram, sharded: true,")
+UNTIED = "model.config.tie_word_embeddings=false"
+
+
+@pytest.mark.parametrize("stage", [*(pytest.param(s, marks=LONG) for s in (0, 1, 2)), 3])
+def test_rows_shared_out_over_ranks_train_as_whole_ones(tmp_path: Path, stage: int) -> None:
+    """Clipping is apart, so off here."""
+    changes = (UNTIED, f"engine.zero_stage={stage}", "optim.gradient_clip_norm=0")
+    expected = trained(tmp_path, "whole", 1, TAYLOR, *changes)
+    straight = trained(tmp_path, "straight", 2, SHARDED, *changes)
+    assert straight == pytest.approx(expected, abs=5e-5)
+    trained(tmp_path, "cut", 2, SHARDED, *changes, stop_at=3)
+    assert trained(tmp_path, "cut", 2, SHARDED, *changes, "run.resume=must") == straight
+
+
+def rank_sums(rank: int, examples: list[int]) -> tuple[list[Tensor], list[Tensor], bool]:
+    """The reduced sums, those of one rank with all examples, and whether examples travelled."""
+    from pipeline.heads.sums import Examples, GradientSums
+    from pipeline.train.engine import init_distributed
+
+    init_distributed(2)
+    width, random = 8, torch.Generator().manual_seed(1)
+
+    def drawn(count: int) -> Examples:
+        h, ga = (torch.randn(count, n, generator=random) for n in (width, 2))
+        gq, gs = torch.randn(2, count, generator=random)
+        return Examples(h, gq, gs, ga, torch.randint(5, (count, 2), generator=random))
+
+    parts = [drawn(count) for count in examples]
+    both = [GradientSums(width, torch.device("cpu"), torch.float32) for _ in range(2)]
+    ours, alone = both
+    for part in parts[rank::2]:
+        ours.add(part)
+    for part in parts:
+        alone.add(part)
+    ours.reduce()
+    travelled = bool(ours._waiting)
+    return *([sums.c, sums.b, *sums.rows()] for sums in both), travelled
+
+
+@pytest.mark.parametrize("examples", [[2, 3, 1, 1], [4, 4], [30, 2], [1, 20, 3, 1]])
+def test_few_examples_travel_themselves_and_many_as_their_sums(examples: list[int]) -> None:
+    """Eight of width eight are many. Either way both ranks come to the same to the last bit."""
+    (first, alone, travelled), (second, _, _) = run_ranks(2, rank_sums, examples)
+    assert travelled == (sum(examples) < 8)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    torch.testing.assert_close(first, alone)
+
+
+def rank_shares(rank: int) -> tuple[Tensor, ...]:
+    from pipeline.heads.rows import RowShares
+    from pipeline.train.engine import init_distributed
+
+    init_distributed(2)
+    matrix = torch.arange(14.0).view(7, 2)
+    shares = RowShares(7)
+    ids = torch.tensor([[6, 0], [0, 3], [2, 6]]) if rank == 0 else torch.tensor([[5, 5]])
+    mine = torch.tensor([1, 3, 6]) if rank == 0 else torch.tensor([0, 3])
+    came, rows = shares.route(mine, matrix[mine] + 100 * rank)
+    own = matrix[shares.own]
+    summed = torch.zeros_like(own).index_add_(0, came, rows)
+    return shares.fetch(ids, own), matrix[ids], shares.gather(own), matrix, summed
+
+
+def test_rows_are_fetched_and_routed_between_unequal_shares() -> None:
+    (first, wanted, whole, matrix, low), (second, wanted2, whole2, _, high) = run_ranks(
+        2, rank_shares
+    )
+    assert torch.equal(first, wanted) and torch.equal(second, wanted2)
+    assert torch.equal(whole, matrix) and torch.equal(whole2, matrix)
+    expected = torch.zeros(7, 2)
+    for id, extra in ((1, 0), (3, 0), (6, 0), (0, 100), (3, 100)):
+        expected[id] += matrix[id] + extra
+    assert torch.equal(torch.cat([low, high]), expected)
+
+
+def test_shared_rows_are_clipped_together_and_go_on_with_fewer_ranks(tmp_path: Path) -> None:
+    changes = (SHARDED, UNTIED, "optim.gradient_clip_norm=0.2")
+    expected = trained(tmp_path, "one", 1, *changes)
+    trained(tmp_path, "cut", 2, *changes, stop_at=3)
+    resumed = trained(tmp_path, "cut", 1, *changes, "run.resume=must")
+    assert resumed == pytest.approx(expected, abs=5e-5)
 
 
 @pytest.mark.parametrize("stage", [pytest.param(0, marks=LONG), 2])

@@ -9,7 +9,7 @@ from torch import Tensor
 from data_prep.errors import Diverged, RecipeError
 from pipeline.heads.factors import Factors
 from pipeline.heads.spherical import build_loss
-from pipeline.heads.sums import GradientSums
+from pipeline.heads.sums import Examples, GradientSums
 
 OUTPUTS, WIDTH, EXAMPLES = 150, 8, 5
 RATES = {"squared": 2e-3, "spherical": 0.05, "taylor": 0.2, "z": 1.0}
@@ -52,7 +52,7 @@ def sums_of(name: str, factors: Factors, h: Tensor, ids: Tensor) -> GradientSums
         torch.zeros_like(x) if g is None else g for x, g in zip((q, s, a), grads, strict=True)
     )
     sums = GradientSums(WIDTH, torch.device("cpu"), torch.float64)
-    sums.add(h, gq, gs, ga, ids)
+    sums.add(Examples(h, gq, gs, ga, ids))
     return sums
 
 
@@ -145,8 +145,8 @@ def test_a_step_past_repair_is_refused_and_changes_nothing() -> None:
     sums = GradientSums(WIDTH, torch.device("cpu"), torch.float64)
     h = torch.zeros(1, WIDTH, dtype=torch.float64)
     h[0, 0] = 1.0
-    sums.add(h, torch.tensor([0.5]).double(), torch.zeros(1).double(), torch.zeros(1, 1).double(),
-             torch.zeros(1, 1, dtype=torch.int64))  # fmt: skip
+    none, target = torch.zeros(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.int64)
+    sums.add(Examples(h, torch.full((1,), 0.5, dtype=torch.float64), none[0], none, target))
     with pytest.raises(Diverged, match="past repair; lower head.lr"):
         factors.sgd_step(sums, 1.0)  # 1 - eta C is exactly singular
     assert torch.equal(factors.rows(slice(None)), weight)

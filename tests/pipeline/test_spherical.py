@@ -11,7 +11,7 @@ from torch import Tensor
 from data_prep.errors import RecipeError
 from pipeline.heads.gram import GramHead
 from pipeline.heads.spherical import SphericalLoss, build_loss
-from pipeline.heads.sums import GradientSums
+from pipeline.heads.sums import Examples, GradientSums
 
 NAMES = ["squared", "spherical", "taylor", "z"]
 OUTPUTS, WIDTH, EXAMPLES = 40, 7, 25
@@ -113,7 +113,7 @@ def test_the_sums_hold_the_exact_gradient_and_its_norm(targets: int) -> None:
 
     sums = GradientSums(WIDTH, torch.device("cpu"), torch.float64)
     for part in (slice(0, 9), slice(9, None)):  # two micro-batches
-        sums.add(p.hidden[part], gq[part], gs[part], ga[part], p.ids[part])
+        sums.add(Examples(p.hidden[part], gq[part], gs[part], ga[part], p.ids[part]))
     weight = weight.detach()
     torch.testing.assert_close(sums.gradient(weight), expected, rtol=1e-10, atol=1e-12)
     ids, _ = sums.rows()
