@@ -66,21 +66,24 @@ def _peak_mb() -> float:
 
 def communication_rows(outputs: int, width: int, tokens: int) -> Iterator[Row]:
     """Bytes of one step over two gloo ranks: the sums of the Gram and the factored form, which are
-    the same, beside an all-reduce of the whole gradient."""
+    the same, and all that a step of shared rows moves, beside an all-reduce of the whole gradient.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with _SPAWN.Pool(2) as pool:
         arguments = [(rank, port, outputs, width, tokens) for rank in range(2)]
         found = pool.starmap(_exchange, arguments)[0]
-    case = f"head gram communication D={outputs} d={width}"
-    yield row(case, f"MB a step of 2 x {tokens:,} tokens, counted", found["counted"],
-              found["dense counted"], "all-reduce", True)  # fmt: skip
-    yield row(case, f"MB a step of 2 x {tokens:,} tokens, on the wire", found["sums"],
-              found["dense"], "all-reduce", True)  # fmt: skip
+    for name in ("gram", "sharded"):
+        case = f"head {name} communication D={outputs} d={width}"
+        yield row(case, f"MB a step of 2 x {tokens:,} tokens, counted", found[f"{name} counted"],
+                  found["dense counted"], "all-reduce", True)  # fmt: skip
+        yield row(case, f"MB a step of 2 x {tokens:,} tokens, on the wire", found[name],
+                  found["dense"], "all-reduce", True)  # fmt: skip
 
 
 def _exchange(rank: int, port: int, outputs: int, width: int, tokens: int) -> dict[str, float]:
+    from pipeline.heads.rows import RowShares
     from pipeline.heads.sums import Examples, GradientSums
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -91,17 +94,36 @@ def _exchange(rank: int, port: int, outputs: int, width: int, tokens: int) -> di
     h = torch.randn(tokens, width, generator=random)
     ones = torch.ones(tokens)
     sums.add(Examples(h, ones, ones, torch.ones(tokens, 1), ids))
-    distinct = [len(sums.rows()[0])] * 2
+    distinct = len(sums.rows()[0])
     whole = torch.zeros(outputs, width)
+    shares = RowShares(outputs)
+    own = whole[shares.own]
+
+    def sharded() -> None:
+        dist.all_reduce(torch.zeros(width + 1, width))  # Q and W^T 1
+        shares.fetch(ids, own)
+        sums.reduce_products()
+        shares.route(*sums.rows())
+
+    a_row, remote = 4 * width + 8, int((sums.rows()[0] % 2 != rank).sum())
     found: dict[str, Any] = {
-        "sums": _wire(sums.reduce),
+        "sharded": _wire(sharded),
+        "gram": _wire(sums.reduce),
         "dense": _wire(lambda: dist.all_reduce(whole)),
         # Of two ranks each sends its part once and the result of its half once.
-        "counted": (2 * 4 * width * (width + 1) + sum(distinct) * (4 * width + 8)) / 1e6,
+        "gram counted": (2 * 4 * width * (width + 1) + 2 * distinct * a_row) / 1e6,
+        # What a rank asks for comes from the other, and its gradient goes there.
+        "sharded counted": (4 * 4 * width * (width + 1) + _sum_of_ranks(2 * remote * a_row)) / 1e6,
         "dense counted": 2 * 4 * outputs * width / 1e6,
     }
     dist.destroy_process_group()
     return found
+
+
+def _sum_of_ranks(value: float) -> float:
+    total = torch.tensor(float(value), dtype=torch.float64)
+    dist.all_reduce(total)
+    return float(total)
 
 
 def _wire(work: Any) -> float:

@@ -1,4 +1,4 @@
-"""Rows of a large matrix, shared out over ranks in equal runs: fetched, routed and gathered.
+"""Rows of a large matrix, dealt out to ranks in turn: fetched, routed and gathered.
 
 What travels is what is asked for, never the matrix. All functions are collective.
 """
@@ -13,52 +13,51 @@ from pipeline.ranks import rank, world_size
 
 
 class RowShares:
-    """Which rank keeps which of `rows` rows: rank r those from `starts[r]` to `starts[r + 1]`."""
+    """Row i of `rows` is kept by rank i % world_size: where ids are sorted by frequency, runs of
+    rows would give one rank all the work."""
 
     def __init__(self, rows: int) -> None:
-        self.starts = [rows * r // world_size() for r in range(world_size() + 1)]
-
-    @property
-    def own(self) -> slice:
-        return slice(self.starts[rank()], self.starts[rank() + 1])
+        self.rows = rows
+        self.own = slice(rank(), rows, world_size())
 
     def fetch(self, ids: Tensor, own_rows: Tensor) -> Tensor:
         """The rows of `ids` (any shape, ids + (d,)) from the ranks that keep them."""
         if world_size() == 1:
             return own_rows[ids]
         wanted, place = torch.unique(ids, return_inverse=True)
-        give, take = self._counts(wanted)
-        asked = _exchange(wanted, give, take)
-        found = _exchange(own_rows[asked - self.starts[rank()]], take, give)
+        order, give, take = self._by_owner(wanted)
+        asked = _exchange(wanted[order], give, take) // world_size()
+        found = own_rows.new_empty(len(wanted), own_rows.shape[1])
+        found[order] = _exchange(own_rows[asked], take, give)
         return found[place]
 
     def route(self, ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Distinct rising `ids` (n,) and their `rows` (n, d), each to the rank that keeps it: what
-        came in, ids counted from the first row of this rank. An id may come from several ranks."""
+        """`rows` (n, d) of `ids` (n,), each to the rank that keeps it: what came in, ids counted
+        within the share of this rank. A row may have come from several ranks."""
         if world_size() == 1:
             return ids, rows
-        give, take = self._counts(ids)
-        return _exchange(ids, give, take) - self.starts[rank()], _exchange(rows, give, take)
+        order, give, take = self._by_owner(ids)
+        came = _exchange(ids[order], give, take) // world_size()
+        return came, _exchange(rows[order], give, take)
 
     def gather(self, own_rows: Tensor) -> Tensor:
         """The whole matrix, on every rank."""
         if world_size() == 1:
             return own_rows
-        most = max(b - a for a, b in zip(self.starts, self.starts[1:], strict=False))
+        most = -(-self.rows // world_size())
         padded = own_rows.new_zeros(most, *own_rows.shape[1:])
         padded[: len(own_rows)] = own_rows
         parts = [torch.empty_like(padded) for _ in range(world_size())]
         dist.all_gather(parts, padded)
-        sizes = [b - a for a, b in zip(self.starts, self.starts[1:], strict=False)]
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+        return torch.stack(parts, dim=1).flatten(0, 1)[: self.rows]
 
-    def _counts(self, ids: Tensor) -> tuple[list[int], list[int]]:
-        """How many of the rising `ids` each rank keeps, and how many of its own each rank asks."""
-        bounds = torch.tensor(self.starts, device=ids.device)
-        give = torch.searchsorted(ids.contiguous(), bounds).diff()
+    def _by_owner(self, ids: Tensor) -> tuple[Tensor, list[int], list[int]]:
+        """The order that sorts `ids` by rank, how many each rank keeps, and how many it asks."""
+        owners = ids % world_size()
+        give = torch.bincount(owners, minlength=world_size())
         take = torch.empty_like(give)
         dist.all_to_all_single(take, give)
-        return give.tolist(), take.tolist()
+        return owners.argsort(stable=True), give.tolist(), take.tolist()
 
 
 def _exchange(part: Tensor, give: list[int], take: list[int]) -> Tensor:

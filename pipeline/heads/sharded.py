@@ -58,8 +58,7 @@ class ShardedGramHead(GramHead):
         frozen.requires_grad_(False)
         self._output = [frozen]
         self.shares = RowShares(self.outputs)
-        # The rows of this rank, in the same memory as long as the engine leaves it where it is.
-        self.weight = frozen.detach()[self.shares.own].float()
+        self.weight = frozen.detach()[self.shares.own].float().clone()  # the rows of this rank
         self._restart({name: torch.zeros_like(self.weight) for name in _MOMENTS}, steps=0)
 
     def _restart(self, moments: dict[str, Tensor], steps: float) -> None:
@@ -94,8 +93,8 @@ class ShardedGramHead(GramHead):
         return self.shares.fetch(ids, self.weight)
 
     def log_prob(self, hidden: Tensor) -> Tensor:
-        """Collective: the one thing here that needs all rows, for a look, not for training."""
-        logits = nn.functional.linear(hidden.float(), self.shares.gather(self.weight))
+        """Of the backbone's matrix: the first one, and after `settle` the trained one."""
+        logits = nn.functional.linear(hidden.float(), self._output[0].float())
         return self.scores(self.logit_scale * logits).log_softmax(dim=-1)
 
     def finish_accumulation(self, engine: Engine) -> None:

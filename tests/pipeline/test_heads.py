@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +17,11 @@ from pipeline.heads.gram import GramHead
 from pipeline.heads.library import LibrarySoftmaxHead
 from pipeline.heads.phased import PhasedHead
 from pipeline.heads.sampled import SampledHead
+from pipeline.heads.sharded import ShardedGramHead
 from pipeline.heads.softmax import SoftmaxHead
 from pipeline.heads.spherical import build_loss
 from pipeline.recipe import load_recipe
+from pipeline.recipe.optim import OptimConfig
 from tests.pipeline.tiny import write_recipe
 
 OUTPUTS, WIDTH = 50, 6
@@ -112,6 +115,37 @@ def test_adaptive_softmax_is_a_distribution_and_trains() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_shared_rows_take_adams_steps_and_go_into_the_export() -> None:
+    """On one rank, beside AdamW on the matrix itself with the gradient that autograd finds."""
+    optim = OptimConfig(lr=0.05, weight_decay=0.1, gradient_clip_norm=0.3, betas=(0.8, 0.9))
+    matrix = nn.Parameter(torch.randn(OUTPUTS, WIDTH))
+    plain = matrix.detach().clone().requires_grad_()
+    head = ShardedGramHead(build_loss("taylor"), 32, optim)
+    head.bind(matrix)
+    adam = torch.optim.AdamW([plain], lr=0.05, weight_decay=0.1, betas=(0.8, 0.9))
+    engine = SimpleNamespace(lr=0.05, loss_scale=1.0, world_size=1)
+    for _ in range(5):
+        hidden, targets, weights = inputs()
+        head(hidden, targets, weights)[0].backward()
+        head.finish_accumulation(engine)  # type: ignore[arg-type]
+        head.after_step(StepResult.APPLIED)
+        o = hidden.detach() @ plain.t()
+        a = o.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+        losses = torch.log(OUTPUTS + o.sum(-1) + (o * o).sum(-1) / 2) - torch.log1p(a + a * a / 2)
+        (losses * weights).sum().backward()
+        assert nn.utils.clip_grad_norm_([plain], 0.3) > 0.3
+        adam.step()
+        adam.zero_grad()
+    assert not torch.equal(matrix, plain)
+    saved = {name: tensor.clone() for name, tensor in head.plugin_state().items()}
+    head.settle()
+    torch.testing.assert_close(matrix.detach(), plain.detach())
+    again = ShardedGramHead(build_loss("taylor"), 32, optim)
+    again.bind(nn.Parameter(torch.zeros(OUTPUTS, WIDTH)))
+    again.load_plugin_state(saved)
+    assert all(torch.equal(found, saved[name]) for name, found in again.plugin_state().items())
 
 
 def test_cutoffs_beyond_the_vocabulary_are_refused() -> None:
