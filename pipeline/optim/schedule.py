@@ -1,4 +1,5 @@
-"""The learning rate as a pure function of applied steps."""
+"""The learning rate as a pure function of applied steps: schedules move with updates, never with
+data, so that a skipped step costs no rate (docs/large-batch.md)."""
 
 from __future__ import annotations
 
@@ -7,18 +8,40 @@ import math
 from pipeline.recipe.optim import OptimConfig
 
 
-def learning_rate(section: OptimConfig, applied: int, run_steps: int) -> float:
-    """The rate of the update after `applied` updates: linear warm-up, then the decay.
+def learning_rate(section: OptimConfig, applied: int, run_steps: int, batch_tokens: int) -> float:
+    """The rate of the update after `applied` updates of `batch_tokens` tokens.
 
-    The first update of a warm-up of W steps has rate lr / W, the W-th has lr. The decay runs from
-    the end of the warm-up to `decay_steps` (default: the run's length), then stays where it is.
+    A warm-up of W steps from zero has peak / W first and the peak last; from the reference rate it
+    begins at that rate (Goyal et al. 2017, section 2.2). The decay runs from there to its horizon
+    (default: the run's length), then the rate stays where it is.
     """
-    if applied < section.warmup_steps:
-        return section.lr * (applied + 1) / section.warmup_steps
-    horizon = section.decay_steps or run_steps
-    span = max(horizon - section.warmup_steps, 1)
-    t = min((applied - section.warmup_steps) / span, 1.0)
+    peak, warmup = section.peak_lr(batch_tokens), section.warmup_length(batch_tokens)
+    if applied < warmup:
+        return _warmed(section, peak, applied, warmup)
+    horizon = section.decay_length(batch_tokens, run_steps)
+    t = min((applied - warmup) / max(horizon - warmup, 1), 1.0)
+    return peak * _left(section, t)
+
+
+def _warmed(section: OptimConfig, peak: float, applied: int, warmup: int) -> float:
+    if section.warmup == "zero":
+        return peak * (applied + 1) / warmup
+    reference = min(section.lr, peak)
+    if section.warmup == "constant":
+        return reference
+    return reference + (peak - reference) * applied / warmup
+
+
+def _left(section: OptimConfig, t: float) -> float:
+    """Share of the peak after the share t of the decay."""
     if section.decay == "none":
-        return section.lr
-    shape = 1 - t if section.decay == "linear" else 0.5 * (1 + math.cos(math.pi * t))
-    return section.lr * (section.final_lr_share + (1 - section.final_lr_share) * shape)
+        return 1.0
+    if section.decay == "step":
+        passed = sum(t >= at for at in section.decay_at)
+        return max(section.decay_factor**passed, section.final_lr_share)
+    shape = {
+        "linear": 1 - t,
+        "cosine": 0.5 * (1 + math.cos(math.pi * t)),
+        "wsd": min(1.0, (1 - t) / section.decay_share),
+    }[section.decay]
+    return section.final_lr_share + (1 - section.final_lr_share) * shape

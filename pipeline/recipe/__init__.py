@@ -128,10 +128,13 @@ def load_grid(path: str | Path) -> GridConfig:
 
 
 def _cross_check(recipe: Recipe) -> None:
-    if recipe.optim.warmup_steps >= recipe.run.steps and recipe.optim.warmup_steps:
+    warmup = recipe.optim.warmup_length(recipe.batch.tokens)
+    if warmup >= recipe.run.steps and warmup:
+        named = "steps" if recipe.optim.warmup_tokens is None else "tokens"
+        told = f", {warmup} steps," if named == "tokens" else ""
         raise RecipeError(
-            f"optim.warmup_steps={recipe.optim.warmup_steps} is not shorter than "
-            f"run.steps={recipe.run.steps}: the run would end before the rate is reached"
+            f"optim.warmup_{named}={getattr(recipe.optim, f'warmup_{named}')}{told} is not shorter "
+            f"than run.steps={recipe.run.steps}: the run would end before the rate is reached"
         )
     if recipe.recurrent and recipe.tokenizer.kind != "bytes":
         raise RecipeError(

@@ -14,7 +14,6 @@ import torch
 from data_prep.errors import Diverged, StoppedAndSaved
 from pipeline.clock import StepResult
 from pipeline.data.loader import Batch
-from pipeline.optim.schedule import learning_rate
 from pipeline.train.run import TrainingRun
 from pipeline.train.stop import INTERRUPT
 
@@ -58,7 +57,7 @@ def train_step(run: TrainingRun) -> StepResult:
     run.module.head.begin_step(clock)
     for plugin in run.plugins:
         plugin.before_iteration(engine, clock)
-    engine.set_lr(learning_rate(run.recipe.optim, clock.applied, run.recipe.run.steps))
+    engine.set_lr(run.learning_rate(clock.applied))
     run.share(accumulate(run, batch))
     result = _apply(run)
     if result is StepResult.OVERFLOW:

@@ -129,6 +129,11 @@ class TrainingRun:
         self._data_wait_s += perf_counter() - began
         return batch
 
+    def learning_rate(self, applied: int) -> float:
+        """Of the update after `applied` updates."""
+        recipe = self.recipe
+        return learning_rate(recipe.optim, applied, recipe.run.steps, recipe.batch.tokens)
+
     def is_skipped(self, instance: int) -> bool:
         """Whether the global batch at `instance` touches a range that is to be passed over."""
         last = instance + self.recipe.batch.global_batch
@@ -162,9 +167,7 @@ class TrainingRun:
         metrics: dict[str, Any] = {
             **self._loss_metrics(),
             "train/grad_norm": self.engine.grad_norm if result is StepResult.APPLIED else None,
-            "train/learning_rate": learning_rate(
-                self.recipe.optim, max(self.clock.applied - 1, 0), self.recipe.run.steps
-            ),
+            "train/learning_rate": self.learning_rate(max(self.clock.applied - 1, 0)),
             "train/loss_scale": self.engine.loss_scale if self.dtype == "fp16" else None,
             "train/skipped_steps": self.meters.skipped_steps,
             **self.meters.metrics(),

@@ -159,6 +159,11 @@ def _announce(run: TrainingRun, accumulation: int, resume_from: Path | None) -> 
         f"batch {batch.global_batch} = {world_size()} devices x {batch.micro_batch} micro-batch x "
         f"{accumulation} accumulation, {batch.window_tokens} tokens each"
     )
+    if recipe.optim.scaling != "none":
+        run.monitor.say(
+            f"peak rate {recipe.optim.peak_lr(batch.tokens):.3g} for {batch.tokens:,} tokens, from "
+            f"{recipe.optim.lr:.3g} for {recipe.optim.reference_tokens:,} by {recipe.optim.scaling}"
+        )
     if resume_from is not None:
         run.monitor.say(
             f"resumed from {resume_from}: step {run.clock.applied}, instance "

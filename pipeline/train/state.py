@@ -23,7 +23,8 @@ def identity(recipe: Recipe, prepared: Prepared, dtype: str) -> dict[str, Any]:
     """Everything that must stay the same for a resumed run to be the same run."""
     batch = recipe.batch.model_dump(mode="json")
     optim = recipe.optim.model_dump(mode="json")
-    if recipe.optim.decay_steps is None and recipe.optim.decay != "none":
+    horizon = recipe.optim.decay_steps or recipe.optim.decay_tokens
+    if horizon is None and recipe.optim.decay != "none":
         optim["decay_steps"] = recipe.run.steps
     return {
         "model": recipe.model.model_dump(mode="json"),

@@ -12,13 +12,19 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import nn
 
+from pipeline.optim import schedule
 from pipeline.optim.build import build_optimizer
-from pipeline.optim.schedule import learning_rate
 from pipeline.recipe.optim import OptimConfig
+
+BATCH = 1000  # tokens
 
 
 def section(**changes: Any) -> OptimConfig:
     return OptimConfig(**({"lr": 0.8, "warmup_steps": 10} | changes))
+
+
+def learning_rate(made: OptimConfig, applied: int, run_steps: int) -> float:
+    return schedule.learning_rate(made, applied, run_steps, BATCH)
 
 
 def test_warm_up_climbs_in_equal_steps_to_the_peak() -> None:
@@ -59,7 +65,7 @@ def test_a_horizon_longer_than_the_run_leaves_the_rate_high() -> None:
 @given(
     applied=st.integers(0, 300), run=st.integers(1, 200), warmup=st.integers(0, 60),
     horizon=st.none() | st.integers(1, 250), share=st.floats(0, 1),
-    decay=st.sampled_from(["linear", "cosine", "none"]),
+    decay=st.sampled_from(["linear", "cosine", "none", "wsd", "step"]),
 )  # fmt: skip
 def test_the_rate_stays_between_its_bounds_and_never_rises_after_the_warm_up(
     applied: int, run: int, warmup: int, horizon: int | None, share: float, decay: str
@@ -72,9 +78,85 @@ def test_the_rate_stays_between_its_bounds_and_never_rises_after_the_warm_up(
     assert learning_rate(made, applied, run) == now  # no state
 
 
+def test_a_stable_rate_decays_at_the_end_of_its_horizon() -> None:
+    made = section(decay="wsd", decay_share=0.25, warmup_steps=0, final_lr_share=0.5)
+    found = [learning_rate(made, n, 80) for n in (0, 59, 60, 70, 80, 90)]
+    assert found == pytest.approx([0.8, 0.8, 0.8, 0.6, 0.4, 0.4])
+
+
+def test_a_rate_in_steps_falls_by_its_factor_and_not_below_the_last_share() -> None:
+    made = section(decay="step", decay_at=[0.25, 0.5], warmup_steps=0, final_lr_share=0.05)
+    found = [learning_rate(made, n, 80) for n in (0, 19, 20, 39, 40, 80)]
+    assert found == pytest.approx([0.8, 0.8, 0.08, 0.08, 0.04, 0.04])
+
+
+def scaled(**changes: Any) -> OptimConfig:
+    """A batch of four times the reference."""
+    return section(**{"reference_tokens": 250, "scaling": "linear"} | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "peak"),
+    [({}, 3.2), ({"scaling": "sqrt"}, 1.6), ({"scaling": "legw"}, 1.6), ({"scaling": "none"}, 0.8),
+     ({"lr_cap": 3.0}, 3.0), ({"lr_cap": 5.0}, 3.2), ({"reference_tokens": 4000}, 0.2)],
+)  # fmt: skip
+def test_the_peak_follows_rule_and_cap(changes: dict[str, Any], peak: float) -> None:
+    assert scaled(**changes).peak_lr(BATCH) == pytest.approx(peak)
+    assert learning_rate(scaled(**changes), 10, 100) == pytest.approx(peak)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "first", "half", "last", "after"),
+    [
+        ("zero", 0.32, 1.92, 3.2, 3.2),
+        ("gradual", 0.8, 2.0, 2.96, 3.2),
+        ("constant", 0.8, 0.8, 0.8, 3.2),
+    ],
+)
+def test_the_warm_up_begins_where_it_says(
+    warmup: str, first: float, half: float, last: float, after: float
+) -> None:
+    rates = [learning_rate(scaled(warmup=warmup), n, 100) for n in (0, 5, 9, 10)]
+    assert rates == pytest.approx([first, half, last, after])
+
+
+def test_a_capped_warm_up_climbs_to_the_cap_only() -> None:
+    made = scaled(warmup="gradual", lr_cap=1.2)
+    assert learning_rate(made, 5, 100) == pytest.approx(1.0)
+
+
+def test_lengths_in_tokens_become_steps_of_the_batch() -> None:
+    made = section(warmup_steps=0, warmup_tokens=7_500, decay_tokens=40_000)
+    assert made.warmup_length(BATCH) == 8 and made.warmup_length(2 * BATCH) == 4
+    assert learning_rate(made, 7, 1000) == pytest.approx(0.8)
+    assert learning_rate(made, 24, 1000) == pytest.approx(0.4)
+    assert learning_rate(made, 40, 1000) == 0
+
+
+def test_legw_warms_up_for_as_many_steps_whatever_the_batch() -> None:
+    made = scaled(scaling="legw", warmup_steps=0, warmup_tokens=2_500)
+    assert [made.warmup_length(tokens) for tokens in (250, 1000, 16000)] == [10, 10, 10]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"scaling": "sqrt", "reference_tokens": None}, "needs reference_tokens"),
+        ({"lr_cap": 0.5}, "lr_cap=0.5 is below the reference rate lr=0.8"),
+        ({"warmup": "gradual", "scaling": "none"}, "begins at the reference rate"),
+        ({"warmup_tokens": 500}, "both given: keep one"),
+        ({"decay_steps": 5, "decay_tokens": 500}, "both given: keep one"),
+        ({"decay_at": [0.5, 0.2]}, "expected rising shares"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(wrong: Any, words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        scaled(**wrong)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"lr": 0.0}, {"lr": -1.0}, {"final_lr_share": 1.1}, {"warmup_steps": -1},
-              {"decay": "step"}, {"decay_steps": 0}],
+              {"decay": "square"}, {"decay_steps": 0}],
 )  # fmt: skip
 def test_impossible_values_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
