@@ -1,11 +1,30 @@
-"""From the `optim` section to a `torch.optim` object, which needs no compiled extension."""
+"""From the `optim` section to a `torch.optim` object, which needs no compiled extension, and what
+looks over its shoulder."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
+from data_prep.errors import RecipeError
+from pipeline.optim.noise_scale import NoiseScale
+from pipeline.protocols import StepPlugin
+from pipeline.recipe import Recipe
 from pipeline.recipe.optim import OptimConfig
+
+
+def noise_plugins(recipe: Recipe) -> list[StepPlugin]:
+    """The measure of the gradient's noise, where the recipe asks for it."""
+    every = recipe.optim.noise_every_steps
+    if not every:
+        return []
+    if recipe.head.kind in ("gram", "factored", "phased"):
+        raise RecipeError(
+            f"optim.noise_every_steps with head.kind={recipe.head.kind}: that head has no gradient "
+            "of single micro-batches to look at; set optim.noise_every_steps=0"
+        )
+    micro = recipe.batch.micro_batch * recipe.batch.window_tokens
+    return [NoiseScale(micro, recipe.batch.tokens, every)]
 
 
 def build_optimizer(section: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:

@@ -64,6 +64,10 @@ class OptimConfig(Section):
     gradient_clip_norm: float = Field(
         default=1.0, ge=0, description="global gradient norm to clip to; 0 = off"
     )
+    noise_every_steps: int = Field(
+        default=0, ge=0,
+        description="measure the gradient noise scale in every so many steps; 0 = off",
+    )  # fmt: skip
     max_skipped_steps: int = Field(
         default=50, ge=1, description="overflows in a row before the run stops as diverged (4)"
     )

@@ -17,7 +17,7 @@ from data_prep.manifest import versions, write_atomic
 from data_prep.plan import prepare_hash
 from data_prep.shards import Prepared
 from pipeline.models.build import parameter_count
-from pipeline.optim.build import build_optimizer
+from pipeline.optim.build import build_optimizer, noise_plugins
 from pipeline.protocols import StepPlugin
 from pipeline.ranks import agree, barrier, from_rank0, rank, world_size
 from pipeline.recipe import Recipe
@@ -81,7 +81,8 @@ def start_run(
     config = derive_deepspeed(recipe, world_size(), dtype)
     check_config(config, template_path(recipe))
     module = module or agree(lambda: build_module(recipe, prepared))
-    plugins = build_plugins(recipe) if plugins is None else plugins
+    if plugins is None:
+        plugins = [*build_plugins(recipe), *noise_plugins(recipe)]
     for plugin in plugins:
         plugin.setup(module)
     optimizer = build_optimizer(recipe.optim, module)

@@ -1,0 +1,44 @@
+"""The gradient noise scale does not depend on ranks, accumulation or ZeRO stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.training import train
+from tests.pipeline.tiny import metrics, write_recipe
+from tests.ranks import run_ranks
+
+
+def rank_train(rank: int, recipe: str, overrides: list[str]) -> None:
+    from pipeline.recipe import load_recipe
+    from pipeline.train.engine import init_distributed
+    from pipeline.train.start import start_run
+
+    init_distributed(2)
+    train(start_run(load_recipe(recipe, overrides)))
+
+
+def measured(folder: Path, name: str, ranks: int, *overrides: str) -> list[float]:
+    """Both parts at the last step."""
+    recipe = str(write_recipe(folder, "mlstm", optim__noise_every_steps=1))
+    run_ranks(ranks, rank_train, recipe, [f"run.name={name}", *overrides])
+    last = [line for line in metrics(folder / "runs" / name) if "train/loss" in line][-1]
+    return [last["noise/trace"], last["noise/gradient_squared"]]
+
+
+@pytest.mark.parametrize("stage", [0, pytest.param(1, marks=pytest.mark.long), 2])
+def test_two_ranks_find_the_noise_of_one(tmp_path: Path, stage: int) -> None:
+    alone = measured(tmp_path, "one", 1)
+    assert measured(tmp_path, "two", 2, f"engine.zero_stage={stage}") == pytest.approx(
+        alone, rel=1e-3
+    )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_half_precision_finds_nearly_the_same(tmp_path: Path, stage: int) -> None:
+    alone = measured(tmp_path, "one", 1)
+    half = measured(tmp_path, "half", 1, f"engine.zero_stage={stage}", "precision.dtype=bf16")
+    assert half == pytest.approx(alone, rel=0.1)
