@@ -6,6 +6,7 @@ python -m pipeline status recipes/demo_mlstm.yaml        what is done, what woul
 python -m pipeline compare runs/a runs/b                 two runs side by side
 python -m pipeline sample runs/a/export "This is"        text from an exported model
 python -m pipeline init reviews.csv --minutes 30         a recipe for your own text
+python -m pipeline plan RECIPE --devices 8               memory, hours, traffic, money of a run
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     _verify(run)
     _verify(_with_recipe(commands, "status", "say which stages are up to date, and why not"))
     _with_recipe(commands, "preflight", "check machine, recipe and data before a run")
+    _machine(
+        _with_recipe(commands, "plan", "say what a run will take: memory, hours, traffic, money")
+    )
     for name, text in _STAGES.items():
         _verify(_with_recipe(commands, name, text))
     compare = commands.add_parser("compare", help="lay runs side by side")
@@ -76,6 +80,19 @@ def _with_recipe(
     parser.add_argument("recipe", type=Path, help="YAML file of recipes/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted recipe keys")
     return parser
+
+
+def _machine(parser: argparse.ArgumentParser) -> None:
+    number = parser.add_argument
+    number("--devices", type=int, default=1, help="of the whole run (default 1)")
+    number("--node-devices", type=int, default=8, help="devices that share a link (default 8)")
+    number("--tflops", type=float, default=989, help="peak of a device (default 989, an H100)")
+    number("--mfu", type=float, default=0.4, help="share of the peak reached (default 0.4)")
+    number("--tokens-per-second", type=float, help="of one device, where it has been measured")
+    number("--link", type=float, default=50, help="GB/s between nodes (default 50)")
+    number("--waiting", type=float, default=0.15,
+           help="share of a step that nodes wait for each other (default 0.15)")  # fmt: skip
+    number("--price", type=float, help="of a device for an hour")
 
 
 def _verify(parser: argparse.ArgumentParser) -> None:
@@ -129,6 +146,14 @@ def _with_loaded_recipe(arguments: argparse.Namespace) -> None:
 
         prepare_environment()
         preflight(recipe)
+    elif command == "plan":
+        from pipeline.plan import Machine, plan
+
+        machine = Machine(
+            arguments.devices, arguments.node_devices, arguments.tflops, arguments.mfu,
+            arguments.tokens_per_second, arguments.link, arguments.waiting, arguments.price,
+        )  # fmt: skip
+        print(plan(recipe, machine))
     elif command == "status":
         runner.print_status(recipe, verify=arguments.verify)
     else:

@@ -13,16 +13,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from data_prep.errors import DataError, PipelineError, RecipeError
 from data_prep.manifest import versions
-from data_prep.tokenizers import vocabulary_limit
-from pipeline.heads.build import build_head
-from pipeline.models.build import build_backbone, parameter_count
+from pipeline.models.build import parameter_count
+from pipeline.plan.memory import memory_of, meta_module
 from pipeline.recipe import Recipe
 from pipeline.recipe.deepspeed import derive_deepspeed, template_path
-from pipeline.recipe.head import SoftmaxHeadConfig
 from pipeline.recipe.sparsity import MixedConfig
 from pipeline.sparsity.design import Design, design
 from pipeline.train.checkpoint import resolve_resume
@@ -57,41 +53,13 @@ def dry_run(recipe: Recipe) -> None:
     print(f"training         {tokens / 1e6:.1f} M tokens, {flops * tokens:.3g} FLOPs")
     if isinstance(recipe.sparsity, MixedConfig):
         print(f"sparsity         {_design(recipe, module).summary()}")
-    for line in memory_lines(recipe, module, world_size, dtype):
-        print(line)
-
-
-def meta_module(recipe: Recipe) -> TrainModule:
-    """Backbone and head without memory; the vocabulary is the tokenizer section's."""
-    vocab_size = vocabulary_limit(recipe.tokenizer)
-    with torch.device("meta"):
-        backbone = build_backbone(recipe.model, vocab_size, recipe.batch.window_tokens, {})
-        return TrainModule(backbone, build_head(recipe, backbone))
+    for name, size in memory_of(recipe, module, world_size, dtype).items():
+        print(f"memory           {name:<12} {size / _GIB:8.3f} GiB per device")
 
 
 def _design(recipe: Recipe, module: TrainModule) -> Design:
     assert isinstance(recipe.sparsity, MixedConfig)
     return design(recipe.sparsity, module.backbone, module.head, recipe.batch.window_tokens)
-
-
-def memory_lines(recipe: Recipe, module: TrainModule, world_size: int, dtype: str) -> list[str]:
-    """Weights, gradients and optimizer state per device; activations depend on the architecture."""
-    parameters, stage = parameter_count(module), recipe.engine.zero_stage
-    width = 4 if dtype == "fp32" else 2
-    weights = parameters * width / (world_size if stage >= 3 else 1)
-    gradients = parameters * width / (world_size if stage >= 2 else 1)
-    masters = 0 if dtype == "fp32" and stage == 0 else 4
-    state = parameters * (8 + masters) / (world_size if stage >= 1 else 1)
-    vocabulary = module.backbone.output_weight()
-    assert vocabulary is not None
-    rows = {"weights": weights, "gradients": gradients, "optimizer": state}
-    if isinstance(recipe.head, SoftmaxHeadConfig):
-        chunk = min(recipe.head.chunk_tokens, recipe.batch.micro_batch * recipe.batch.window_tokens)
-        rows["logits"] = 3 * 4 * chunk * vocabulary.shape[0]
-    return [
-        f"memory           {name:<10} {size / _GIB:8.3f} GiB per device"
-        for name, size in rows.items()
-    ]
 
 
 def preflight(recipe: Recipe) -> None:

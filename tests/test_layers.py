@@ -25,7 +25,7 @@ ORDER = (
     "pipeline.data", "pipeline.models", "pipeline.heads", "pipeline.sparsity", "pipeline.optim",
     "pipeline.train", "pipeline.export",
     "pipeline.evaluate", "pipeline.finetune", "pipeline.report", "pipeline.init",
-    "pipeline.preflight", "pipeline.stages", "pipeline.__main__",
+    "pipeline.plan", "pipeline.preflight", "pipeline.stages", "pipeline.__main__",
 )  # fmt: skip
 # Neighbours that know nothing of each other: what joins them stands further right.
 STRANGERS = (

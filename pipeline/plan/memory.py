@@ -1,0 +1,99 @@
+"""Memory of one device: what is certain from sizes, and activations as a small copy shows them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CONFIG_MAPPING
+
+from data_prep.tokenizers import vocabulary_limit
+from pipeline.heads.build import build_head
+from pipeline.models.build import build_backbone, parameter_count
+from pipeline.models.transformer import TransformerBackbone
+from pipeline.recipe import Recipe
+from pipeline.recipe.head import SampledHeadConfig, SoftmaxHeadConfig
+from pipeline.recipe.model import MLSTMConfig, TransformerConfig
+from pipeline.train.module import TrainModule
+
+_LOOK_TOKENS = 256
+
+
+def meta_module(recipe: Recipe) -> TrainModule:
+    """Backbone and head without memory; the vocabulary is the tokenizer section's."""
+    vocab_size = vocabulary_limit(recipe.tokenizer)
+    with torch.device("meta"):
+        backbone = build_backbone(recipe.model, vocab_size, recipe.batch.window_tokens, {})
+        return TrainModule(backbone, build_head(recipe, backbone))
+
+
+def memory_of(recipe: Recipe, module: TrainModule, devices: int, dtype: str) -> dict[str, float]:
+    """Bytes of a device by what they are for; `module` may be without memory.
+
+    The optimizer's part holds fp32 masters beside both moments, except at fp32 and stage 0.
+    """
+    parameters, stage = parameter_count(module), recipe.engine.zero_stage
+    width = 4 if dtype == "fp32" else 2
+    masters = 0 if dtype == "fp32" and stage == 0 else 4
+    rows = {
+        "weights": parameters * width / (devices if stage >= 3 else 1),
+        "gradients": parameters * width / (devices if stage >= 2 else 1),
+        "optimizer": parameters * (8 + masters) / (devices if stage >= 1 else 1),
+        "activations": activations_of(recipe, width),
+    }
+    if logits := _logits(recipe, module):
+        rows["logits"] = logits
+    return rows
+
+
+def _logits(recipe: Recipe, module: TrainModule) -> float:
+    """Of a softmax in fp32: they, their exponentials and their gradient; 0 where none are made."""
+    outputs = module.backbone.output_weight()
+    assert outputs is not None
+    tokens = recipe.batch.micro_batch * recipe.batch.window_tokens
+    if isinstance(recipe.head, SoftmaxHeadConfig):
+        return 3 * 4.0 * min(recipe.head.chunk_tokens, tokens) * outputs.shape[0]
+    if isinstance(recipe.head, SampledHeadConfig):
+        return 3 * 4.0 * tokens * recipe.head.samples
+    return 0.0
+
+
+def activations_of(recipe: Recipe, width: int) -> float:
+    """Bytes that one micro-batch keeps from its forward for its backward, `width` bytes a value."""
+    tokens = recipe.batch.micro_batch * recipe.batch.window_tokens
+    if isinstance(recipe.model, MLSTMConfig):
+        # Four gates, two projections, hidden state twice, two gradients; the cell state in fp32.
+        return float(tokens * recipe.model.layers * recipe.model.hidden * (10 * width + 4))
+    layers, key = _layers(recipe.model)
+    one, two = (_kept_values(recipe, recipe.model, {key: count}) for count in (1, 2))
+    return tokens * width * (one + (layers - 1) * (two - one))
+
+
+def _layers(section: TransformerConfig) -> tuple[int, str]:
+    """How many, and the key of the configuration that says so."""
+    config_class = CONFIG_MAPPING[section.architecture]
+    key = config_class.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    given = section.config.get(key, section.config.get("num_hidden_layers"))
+    return int(given or config_class().num_hidden_layers), key
+
+
+def _kept_values(recipe: Recipe, section: TransformerConfig, changes: dict[str, Any]) -> float:
+    """Values per token that autograd keeps of a real forward through few layers."""
+    tokens = min(_LOOK_TOKENS, recipe.batch.window_tokens)
+    shallow = section.model_copy(update={"config": section.config | changes})
+    backbone = build_backbone(shallow, vocabulary_limit(recipe.tokenizer), tokens, {})
+    assert isinstance(backbone, TransformerBackbone)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in backbone.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        # Held until all are counted: memory that is free is given out again.
+        hidden = backbone(torch.zeros(1, tokens, dtype=torch.int64), None, None)
+    sizes = [t.untyped_storage().nbytes() for place, t in kept.items() if place not in weights]
+    del hidden
+    return sum(sizes) / 4 / tokens
