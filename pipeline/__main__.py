@@ -6,6 +6,7 @@ python -m pipeline status recipes/demo_mlstm.yaml        what is done, what woul
 python -m pipeline compare runs/a runs/b                 two runs side by side
 python -m pipeline sample runs/a/export "This is"        text from an exported model
 python -m pipeline init reviews.csv --minutes 30         a recipe for your own text
+python -m pipeline advise runs/a                         batch and rate for its next run
 python -m pipeline plan RECIPE --devices 8               memory, hours, traffic, money of a run
 """
 
@@ -49,6 +50,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     compare.add_argument(
         "--out", type=Path, default=Path("runs/compare"), help="folder of the page"
     )
+    advise = commands.add_parser("advise", help="batch and rate, from the noise a run has measured")
+    advise.add_argument("run", type=Path, help="run folder")
     init = commands.add_parser("init", help="write a recipe for your own text")
     init.add_argument("file", type=Path, help="CSV, JSON lines, Parquet or text, plain, .gz or .xz")
     init.add_argument("--minutes", type=float, default=30, help="time to train (default 30)")
@@ -107,6 +110,10 @@ def main(argv: list[str]) -> None:
         from pipeline.report.compare import compare_runs
 
         print(compare_runs(arguments.runs, arguments.out))
+    elif arguments.command == "advise":
+        from pipeline.report.advise import advise
+
+        print(advise(arguments.run))
     elif arguments.command == "init":
         from pipeline.init import init_recipe
 

@@ -15,6 +15,7 @@ def run_pictures(run: RunData, max_points: int) -> list[Picture]:
     pictures += [
         _learning_rate(run, max_points),
         _gradient_norm(run, max_points),
+        _noise(run, max_points),
         _throughput(run, max_points),
     ]
     return [picture for picture in pictures if picture is not None]
@@ -54,6 +55,21 @@ def _gradient_norm(run: RunData, max_points: int) -> Picture | None:
     norm = Curve("gradient norm", steps, column(run.training, "train/grad_norm"), "noisy")
     axis = Axis("L2 norm", log=True)
     return draw("grad_norm", "Gradient norm before clipping", STEPS, axis, [norm], max_points)
+
+
+def _noise(run: RunData, max_points: int) -> Picture | None:
+    key = "noise/scale_tokens"
+    measured = [line for line in run.training if key in line]
+    if not measured:
+        return None
+    batch = run.setting("batch.global_batch") * run.setting("batch.window_tokens")
+    tokens = column(measured, "train/tokens")
+    curves = [
+        Curve("noise scale", tokens, column(measured, key)),
+        Curve("batch of this run", tokens, np.full(len(tokens), float(batch)), "level"),
+    ]
+    axis = Axis("tokens", log=True)
+    return draw("noise_scale", "Gradient noise scale", TOKENS, axis, curves, max_points)
 
 
 def _throughput(run: RunData, max_points: int) -> Picture | None:
