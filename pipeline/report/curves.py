@@ -62,7 +62,7 @@ def _noise(run: RunData, max_points: int) -> Picture | None:
     measured = [line for line in run.training if key in line]
     if not measured:
         return None
-    batch = run.setting("batch.global_batch") * run.setting("batch.window_tokens")
+    batch = run.config["batch"]["global_batch"] * run.config["batch"]["window_tokens"]
     tokens = column(measured, "train/tokens")
     curves = [
         Curve("noise scale", tokens, column(measured, key)),

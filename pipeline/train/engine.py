@@ -106,6 +106,11 @@ class DeepSpeedEngine:
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
         self.device = torch.device(self._ds.device)
+        # Their list: walking through all modules takes as long as the norm of a small model.
+        self._parameters = list(module.parameters())
+        if self._stage == 0 and self.world_size == 1:
+            # DeepSpeed copies all gradients through buckets though nobody is there to add up with.
+            self._ds.enable_backward_allreduce = False
         self._norm: float | None = None
         self.lr = 0.0
 
@@ -133,7 +138,7 @@ class DeepSpeedEngine:
         self._ds.set_gradient_accumulation_boundary(True)
         if self._owns_clipping:
             limit = self._clip if self._clip > 0 else float("inf")
-            norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), limit)
+            norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit)
             self._norm = float(norm)
             if not torch.isfinite(norm):
                 self.discard()
