@@ -101,11 +101,13 @@ def _work(
 
 def our_steps(kind: str, size: Size, folder: Path) -> Callable[[], None]:
     """A run at a ZeRO stage, as `run_pretrain.py` makes it."""
+    from pipeline.environment import keep_freed_memory
     from pipeline.recipe import load_recipe
     from pipeline.train.engine import init_distributed
     from pipeline.train.loop import train_step
     from pipeline.train.start import start_run
 
+    keep_freed_memory()  # as every run does first
     stage = kind.removeprefix("zero")
     recipe = load_recipe(
         folder / f"{size.name}.yaml", [f"run.name={size.name}-{kind}", f"engine.zero_stage={stage}"]
@@ -149,13 +151,15 @@ def bare_steps(size: Size, folder: Path, device: torch.device) -> Callable[[], N
 
 
 def model_of(size: Size) -> Any:
-    """The model of every arm."""
-    from pipeline.models.transformer import TransformerBackbone, transformer_config
+    """The model of the peers: what `transformers` makes of the configuration of ours."""
+    from transformers import AutoModelForCausalLM
+
+    from pipeline.models.transformer import transformer_config
     from pipeline.recipe.model import TransformerConfig
 
     torch.manual_seed(0)
     section = TransformerConfig(kind="transformer", config=_config(size))
-    return TransformerBackbone(transformer_config(section, _BYTES, size.window, {})).causal_lm
+    return AutoModelForCausalLM.from_config(transformer_config(section, _BYTES, size.window, {}))
 
 
 def tokens_of(folder: Path) -> np.ndarray:

@@ -1,9 +1,12 @@
-"""The dense product that sparse layers and output heads are made of."""
+"""The dense product that linear layers, sparse layers and output heads are made of."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # On processors that are not Intel's, the library behind `torch.mm` (MKL) leaves AVX-512 unused;
 # oneDNN, which PyTorch carries too, then multiplies twice as fast, and nowhere slower. PyTorch has
@@ -24,3 +27,45 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 def sum_of_outer(a: Tensor, b: Tensor) -> Tensor:
     """a.T @ b for a (N, M) and b (N, K): the sum over rows of their outer products."""
     return product(a.t().contiguous(), b.t()) if a.device.type == "cpu" else a.t() @ b
+
+
+def has_fast_product(x: Tensor, weight: Tensor) -> bool:
+    """Whether `linear` is more than what PyTorch does by itself."""
+    return (
+        _ONEDNN is not None
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() > 0
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool = False) -> Tensor:
+    """x (..., in) to (..., out) by `product`, differentiable once. The weight is (out, in), or
+    (in, out) where it is `transposed`."""
+    y = _Linear.apply(x.flatten(0, -2), weight, bias, transposed)
+    return y.view(*x.shape[:-1], -1)
+
+
+class _Linear(torch.autograd.Function):
+    """What is kept for backward is the parameter itself: ZeRO-3 empties it after forward and fills
+    it again before backward."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.transposed = transposed
+        return product(x.contiguous(), weight.t() if transposed else weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        d_y, d_x, d_weight = d_y.contiguous(), None, None
+        if wants_x:
+            d_x = product(d_y, weight if ctx.transposed else weight.t())
+        if wants_weight:
+            d_weight = sum_of_outer(x, d_y) if ctx.transposed else sum_of_outer(d_y, x)
+        return d_x, d_weight, d_y.sum(0) if wants_bias else None, None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.clock import Clock
+from pipeline.products import has_fast_product, product, sum_of_outer
 from pipeline.protocols import Head
 
 
@@ -89,7 +90,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if train and bias is not None else None
         for first in range(0, hidden.shape[0], chunk):
             rows = slice(first, first + chunk)
-            logits = nn.functional.linear(hidden[rows], weight, bias).float()
+            logits = product(hidden[rows], weight, bias).float()
             shaped = shape_logits(logits, scale, softcap)
             log_z = shaped.logsumexp(dim=1)
             picked = shaped.gather(1, targets[rows].unsqueeze(1)).squeeze(1)
@@ -108,7 +109,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 d_bias += d_logits.sum(dim=0)
             d_logits = d_logits.to(hidden.dtype)
             assert d_hidden is not None and d_weight is not None
-            d_hidden[rows] = d_logits @ weight
+            d_hidden[rows] = product(d_logits, weight.t())
             _add_product(d_weight, d_logits, hidden[rows])
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
@@ -128,8 +129,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def _add_product(total: Tensor, d_logits: Tensor, hidden: Tensor) -> None:
-    """total += d_logits^T hidden, accumulated in fp32 without a second copy where dtypes agree."""
-    if total.dtype == d_logits.dtype:
+    """total += d_logits^T hidden, accumulated in fp32, on a GPU without a second copy."""
+    if has_fast_product(hidden, d_logits):
+        total += sum_of_outer(d_logits, hidden)
+    elif total.dtype == d_logits.dtype:
         total.addmm_(d_logits.t(), hidden)
     else:
         total += (d_logits.t() @ hidden).float()

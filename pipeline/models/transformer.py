@@ -19,6 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from data_prep.errors import RecipeError
 from data_prep.recipe.explain import nearest
 from pipeline.flops import Flops
+from pipeline.models.linear import use_fast_products
 from pipeline.protocols import Backbone
 from pipeline.recipe.model import TransformerConfig
 
@@ -80,6 +81,7 @@ class TransformerBackbone(Backbone):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.causal_lm = AutoModelForCausalLM.from_config(config)
+        use_fast_products(self.causal_lm)
         if self.causal_lm.get_output_embeddings() is None:
             raise RecipeError(f"{type(self.causal_lm).__name__} has no output matrix to train")
 

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from data_prep.errors import RecipeError
-from pipeline.products import product
+from pipeline.products import has_fast_product, linear, product
 from pipeline.sparsity import kernels
 from pipeline.sparsity.csr import Csr
 from pipeline.sparsity.gather import Gather
@@ -133,6 +133,8 @@ class SparseLinear(nn.Module):
         return y.view(*x.shape[:-1], self.out_features)
 
     def _dense(self, x: Tensor) -> Tensor:
+        if has_fast_product(x, self.weight):
+            return linear(x, self.weight, self.bias, self.transposed)
         if not self.transposed:
             return nn.functional.linear(x, self.weight, self.bias)
         # Not through the transpose of the weight: a view that is kept for backward would keep what

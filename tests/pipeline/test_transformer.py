@@ -181,8 +181,9 @@ def test_the_tokenizer_decides_vocabulary_and_special_ids() -> None:
 
 
 def counted(backbone: TransformerBackbone) -> float:
-    """FLOPs per token that PyTorch counts, with every product of the attention visible to it."""
-    backbone.causal_lm.set_attn_implementation("eager")
+    """FLOPs per token that PyTorch counts, with every product of the attention visible to it, and
+    in float64, where linear layers are PyTorch's own."""
+    backbone.double().causal_lm.set_attn_implementation("eager")
     ids = torch.zeros(1, WINDOW, dtype=torch.long)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         backbone.eval()(ids, None, None)
