@@ -1,12 +1,13 @@
 # make demo   set up .venv, run the whole pipeline on the embedded corpus
 # make test   the same set-up, then the test suite
 # make check  linting, types and the fast tests
+# make test-gpu   what needs a GPU, on one
 
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: help setup setup-dev demo test test-long check clean
+.PHONY: help setup setup-dev demo test test-long test-gpu check clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -36,6 +37,9 @@ test: setup-dev
 
 test-long: setup-dev
 	$(PY) -m pytest
+
+test-gpu: setup-dev
+	$(PY) -m pytest -m gpu tests/gpu tests/pipeline/test_mlstm_gpu.py tests/pipeline/test_sparse_linear.py
 
 check: setup-dev
 	$(PY) -m ruff check .

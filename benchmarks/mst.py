@@ -4,9 +4,10 @@
 
 A byte-level GPT-2 with 90 % of its blocks of 64 x 64 left out; forward, backward and AdamW over all
 parameters, the dense head included. Peers, in the same run: `dense`, the model as `transformers`
-builds it, and `masked`, the same sparse model with dense products, by the library ours takes.
-`upkeep` is what masks cost in the exact form of single weights: masking gradients in every step and
-a hundredth of an update of the topology, in per cent of the dense step.
+builds it, and `masked`, the same sparse model with dense products by the library ours takes, which
+is what a dense step of ours costs. `upkeep` is what masks cost in the exact form of single weights:
+masking gradients in every step and a hundredth of an update of the topology, in per cent of the
+dense step.
 """
 
 from __future__ import annotations
@@ -61,6 +62,9 @@ class Arm:
         section = TransformerConfig(kind="transformer", config=config)
         with device:  # drawn there: a GPU does it a hundred times faster
             backbone = TransformerBackbone(transformer_config(section, _BYTES, size.window, {}))
+        if executor is None:  # as `transformers` has it, without our products
+            for module in backbone.modules():
+                vars(module).pop("forward", None)
         head = SoftmaxHead()
         head.bind(backbone.output_weight())
         self.module = TrainModule(backbone, head)

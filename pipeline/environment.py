@@ -13,7 +13,6 @@ import socket
 import sys
 from pathlib import Path
 
-
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
