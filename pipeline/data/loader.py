@@ -1,4 +1,4 @@
-"""Batches by number: `loader.at(clock.instances)` gives this rank's rows of that global batch.
+"""Batches by number: `loader.at(clock.instances, global_batch)` gives this rank's rows of it.
 
 A batch is a pure function of the clock, so there is no iterator state to save. The next batch is
 read ahead on a thread while the device works.
@@ -56,34 +56,34 @@ class Loader:
         self,
         split: Split,
         order: ShuffledOrder | LaneOrder,
-        global_batch: int,
         micro_batch: int,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.order = order
-        self.global_batch = global_batch
         self._split = split
         self._micro = micro_batch
-        self._rows = rank_rows(global_batch, rank, world_size)
-        self._ahead: tuple[int, Future[Batch]] | None = None
+        self._rank, self._world_size = rank, world_size
+        self._ahead: tuple[tuple[int, int], Future[Batch]] | None = None
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
 
-    def at(self, instance: int) -> Batch:
-        """The global batch that begins at `instance`; starts reading the one after it."""
-        if self._ahead is not None and self._ahead[0] == instance:
+    def at(self, instance: int, global_batch: int) -> Batch:
+        """The global batch of so many instances that begins at `instance`; starts reading one like
+        it that follows."""
+        if self._ahead is not None and self._ahead[0] == (instance, global_batch):
             batch = self._ahead[1].result()
         else:
-            batch = self._read(instance)
-        following = instance + self.global_batch
-        self._ahead = (following, self._reader.submit(self._read, following))
+            batch = self._read(instance, global_batch)
+        following = (instance + global_batch, global_batch)
+        self._ahead = (following, self._reader.submit(self._read, *following))
         return batch
 
     def close(self) -> None:
         self._reader.shutdown(wait=True, cancel_futures=True)
 
-    def _read(self, instance: int) -> Batch:
-        numbers = instance + np.arange(self._rows.start, self._rows.stop, dtype=np.int64)
+    def _read(self, instance: int, global_batch: int) -> Batch:
+        rows = rank_rows(global_batch, self._rank, self._world_size)
+        numbers = instance + np.arange(rows.start, rows.stop, dtype=np.int64)
         starts = self.order.starts(numbers)
         tokens = self._split.windows(starts, self.order.window + 1)
         resets = None
@@ -94,7 +94,7 @@ class Loader:
             micro_batch(tokens, resets, slice(first, first + self._micro))
             for first in range(0, len(numbers), self._micro)
         ]
-        return Batch(micro_batches, self.global_batch * self.order.window)
+        return Batch(micro_batches, global_batch * self.order.window)
 
 
 def micro_batch(tokens: np.ndarray, resets: np.ndarray | None, rows: slice) -> MicroBatch:

@@ -23,8 +23,7 @@ def noise_plugins(recipe: Recipe) -> list[StepPlugin]:
             f"optim.noise_every_steps with head.kind={recipe.head.kind}: that head has no gradient "
             "of single micro-batches to look at; set optim.noise_every_steps=0"
         )
-    micro = recipe.batch.micro_batch * recipe.batch.window_tokens
-    return [NoiseScale(micro, recipe.batch.tokens, every)]
+    return [NoiseScale(recipe.batch, every)]
 
 
 def build_optimizer(section: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:

@@ -19,6 +19,7 @@ from data_prep.errors import RecipeError
 from pipeline.clock import Clock, StepResult
 from pipeline.protocols import Engine, StepPlugin
 from pipeline.ranks import world_size
+from pipeline.recipe.batch import BatchConfig
 
 
 class Estimate(NamedTuple):
@@ -42,14 +43,15 @@ class NoiseScale(StepPlugin):
 
     name = "noise_scale"
 
-    def __init__(self, micro_tokens: int, batch_tokens: int, every: int, decay: float = 0.9):
-        if micro_tokens >= batch_tokens:
+    def __init__(self, batch: BatchConfig, every: int, decay: float = 0.9):
+        micro_tokens = batch.micro_batch * batch.window_tokens
+        if batch.micro_batch >= batch.global_batch:
             raise RecipeError(
                 f"optim.noise_every_steps compares micro-batches with the whole batch, and a step "
                 f"has one micro-batch of {micro_tokens} tokens on one device: lower "
                 "batch.micro_batch, or set optim.noise_every_steps=0"
             )
-        self._micro_tokens, self._batch_tokens = micro_tokens, batch_tokens
+        self._batch, self._micro_tokens = batch, micro_tokens
         self._every, self._decay = every, decay
         self._looking = False
         self._squares: Tensor | None = None
@@ -69,7 +71,8 @@ class NoiseScale(StepPlugin):
             self._squares = found if self._squares is None else self._squares + found
 
     def before_iteration(self, engine: Engine, clock: Clock) -> None:
-        self._looking = clock.iteration % self._every == 0
+        batches = self._batch.global_batch_at(clock.applied) // self._batch.micro_batch
+        self._looking = clock.iteration % self._every == 0 and batches > 1
         self._squares = None
         self._scale = engine.loss_scale * engine.world_size
 
@@ -85,9 +88,9 @@ class NoiseScale(StepPlugin):
         if result is not StepResult.APPLIED or norm is None:
             return
         # Each was divided by the tokens of the whole batch, as a share of its mean.
-        batches = self._batch_tokens // self._micro_tokens
+        batches = self._batch.global_batch_at(clock.applied) // self._batch.micro_batch
         small = float(squares) * batches / self._scale**2
-        found = estimate(small, self._micro_tokens, norm**2, self._batch_tokens)
+        found = estimate(small, self._micro_tokens, norm**2, batches * self._micro_tokens)
         self._sums = self._decay * self._sums + (1 - self._decay) * torch.tensor([*found, 1.0])
 
     def metrics(self, clock: Clock) -> dict[str, float]:

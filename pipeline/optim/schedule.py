@@ -5,20 +5,22 @@ from __future__ import annotations
 
 import math
 
+from pipeline.recipe.batch import BatchConfig
 from pipeline.recipe.optim import OptimConfig
 
 
-def learning_rate(section: OptimConfig, applied: int, run_steps: int, batch_tokens: int) -> float:
-    """The rate of the update after `applied` updates of `batch_tokens` tokens.
+def learning_rate(section: OptimConfig, batch: BatchConfig, applied: int, run_steps: int) -> float:
+    """The rate of the update after `applied` updates. Under `scaling` it follows a growing batch.
 
     A warm-up of W steps from zero has peak / W first and the peak last; from the reference rate it
     begins at that rate (Goyal et al. 2017, section 2.2). The decay runs from there to its horizon
     (default: the run's length), then the rate stays where it is.
     """
-    peak, warmup = section.peak_lr(batch_tokens), section.warmup_length(batch_tokens)
+    peak = section.peak_lr(batch.global_batch_at(applied) * batch.window_tokens)
+    warmup = section.warmup_length(batch)
     if applied < warmup:
         return _warmed(section, peak, applied, warmup)
-    horizon = section.decay_length(batch_tokens, run_steps)
+    horizon = section.decay_length(batch, run_steps)
     t = min((applied - warmup) / max(horizon - warmup, 1), 1.0)
     return peak * _left(section, t)
 

@@ -26,7 +26,7 @@ def plan(recipe: Recipe, machine: Machine) -> str:
         machine, recipe.run.steps, batch.tokens, token_flops, parameters * width,
         recipe.engine.zero_stage,
     )  # fmt: skip
-    tokens = recipe.run.steps * batch.tokens
+    tokens = batch.tokens_after(recipe.run.steps)
     lines = [
         f"model          {parameters / 1e6:.2f} M parameters, {dtype}, "
         f"ZeRO {recipe.engine.zero_stage}",

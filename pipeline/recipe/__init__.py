@@ -33,7 +33,7 @@ from pipeline.recipe.optim import OptimConfig
 from pipeline.recipe.precision import PrecisionConfig
 from pipeline.recipe.report import ReportConfig
 from pipeline.recipe.run import RunConfig
-from pipeline.recipe.sparsity import DenseConfig, SparsityConfig
+from pipeline.recipe.sparsity import DenseConfig, MixedConfig, SparsityConfig
 
 
 class Recipe(Section):
@@ -93,12 +93,17 @@ class Recipe(Section):
     def accumulation(self, world_size: int) -> int:
         """Micro-batches a device takes per optimizer step; RecipeError when it has a rest."""
         share = self.batch.micro_batch * world_size
-        if self.batch.global_batch % share:
-            raise RecipeError(
-                f"batch.global_batch={self.batch.global_batch} does not divide into "
-                f"{world_size} devices x batch.micro_batch={self.batch.micro_batch}: "
-                "change one of them or the number of devices"
-            )
+        named = [("batch.global_batch", self.batch.global_batch)]
+        for key, size in [
+            *named,
+            *(("a batch of batch.ramp", size) for _, size in self.batch.ramp),
+        ]:
+            if size % share:
+                raise RecipeError(
+                    f"{key}={size} does not divide into {world_size} devices x "
+                    f"batch.micro_batch={self.batch.micro_batch}: "
+                    "change one of them or the number of devices"
+                )
         return self.batch.global_batch // share
 
     def to_yaml(self) -> str:
@@ -128,7 +133,17 @@ def load_grid(path: str | Path) -> GridConfig:
 
 
 def _cross_check(recipe: Recipe) -> None:
-    warmup = recipe.optim.warmup_length(recipe.batch.tokens)
+    if recipe.batch.ramp and recipe.recurrent:
+        raise RecipeError(
+            "batch.ramp with model.kind=mlstm: every row of its batch is a lane that carries a "
+            "state, and lanes cannot be added; remove batch.ramp"
+        )
+    if recipe.batch.ramp and isinstance(recipe.sparsity, MixedConfig):
+        raise RecipeError(
+            "batch.ramp with sparsity.kind=mixed: the plan's phases are shares of updates, whose "
+            "tokens would differ; remove one of them"
+        )
+    warmup = recipe.optim.warmup_length(recipe.batch)
     if warmup >= recipe.run.steps and warmup:
         named = "steps" if recipe.optim.warmup_tokens is None else "tokens"
         told = f", {warmup} steps," if named == "tokens" else ""

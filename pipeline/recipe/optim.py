@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from data_prep.recipe.section import Section
+from pipeline.recipe.batch import BatchConfig
 
 
 class OptimConfig(Section):
@@ -105,18 +106,18 @@ class OptimConfig(Section):
             rate *= ratio if self.scaling == "linear" else ratio**0.5
         return rate if self.lr_cap is None else min(rate, self.lr_cap)
 
-    def warmup_length(self, batch_tokens: int) -> int:
+    def warmup_length(self, batch: BatchConfig) -> int:
         """Applied steps of the warm-up."""
         if self.warmup_tokens is None:
             return self.warmup_steps
         tokens = self.warmup_tokens
         if self.scaling == "legw":  # epochs of warm-up grow with the batch: steps stay (You 2019)
             assert self.reference_tokens is not None
-            tokens = tokens * batch_tokens // self.reference_tokens
-        return -(-tokens // batch_tokens)
+            tokens = tokens * batch.tokens // self.reference_tokens
+        return batch.steps_for(tokens)
 
-    def decay_length(self, batch_tokens: int, run_steps: int) -> int:
+    def decay_length(self, batch: BatchConfig, run_steps: int) -> int:
         """Applied steps from the start of the run to the end of the decay."""
         if self.decay_tokens is not None:
-            return -(-self.decay_tokens // batch_tokens)
+            return batch.steps_for(self.decay_tokens)
         return self.decay_steps or run_steps

@@ -99,7 +99,7 @@ def _apply(run: TrainingRun) -> StepResult:
 
 
 def _advance(run: TrainingRun, result: StepResult) -> StepResult:
-    run.clock.advance(result, run.recipe.batch.global_batch)
+    run.clock.advance(result, run.global_batch)
     if result is not StepResult.APPLIED:
         run.meters.skipped_steps += 1
     return result

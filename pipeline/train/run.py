@@ -119,24 +119,29 @@ class TrainingRun:
             )
         else:
             order = ShuffledOrder(split.tokens, batch.window_tokens, self.recipe.run.seed)
-        return Loader(split, order, batch.global_batch, batch.micro_batch, rank(), world_size())
+        return Loader(split, order, batch.micro_batch, rank(), world_size())
 
     # What a step needs ----------------------------------------------------------------------
 
     def next_batch(self) -> Batch:
         began = perf_counter()
-        batch = self.loader.at(self.clock.instances)
+        batch = self.loader.at(self.clock.instances, self.global_batch)
         self._data_wait_s += perf_counter() - began
         return batch
 
     def learning_rate(self, applied: int) -> float:
         """Of the update after `applied` updates."""
         recipe = self.recipe
-        return learning_rate(recipe.optim, applied, recipe.run.steps, recipe.batch.tokens)
+        return learning_rate(recipe.optim, recipe.batch, applied, recipe.run.steps)
+
+    @property
+    def global_batch(self) -> int:
+        """Instances of the step to come."""
+        return self.recipe.batch.global_batch_at(self.clock.applied)
 
     def is_skipped(self, instance: int) -> bool:
         """Whether the global batch at `instance` touches a range that is to be passed over."""
-        last = instance + self.recipe.batch.global_batch
+        last = instance + self.global_batch
         return any(first < last and instance < end for first, end in self._skip)
 
     def share(self, totals: Tensor) -> None:
@@ -172,7 +177,8 @@ class TrainingRun:
             "train/skipped_steps": self.meters.skipped_steps,
             **self.meters.metrics(),
             "train/epoch": self.loader.order.epoch(self.clock.instances),
-            "batch/global_tokens": self.recipe.batch.tokens,
+            "batch/global_tokens": self.recipe.batch.window_tokens
+            * self.recipe.batch.global_batch_at(max(self.clock.applied - 1, 0)),
             "perf/tokens_per_sec": rate,
             "perf/tokens_per_sec_per_gpu": rate / world_size(),
             "perf/data_wait_ms": 1000 * self._data_wait_s,

@@ -31,7 +31,9 @@ def identity(recipe: Recipe, prepared: Prepared, dtype: str) -> dict[str, Any]:
         "head": recipe.head.model_dump(mode="json"),
         "sparsity": recipe.sparsity.model_dump(mode="json"),
         "optim": optim,
-        "batch": {key: batch[key] for key in ("global_batch", "window_tokens")},
+        "batch": {
+            key: batch[key] for key in ("global_batch", "window_tokens", "ramp") if batch[key] != []
+        },
         "run": {"seed": recipe.run.seed},
         "precision": {"dtype": dtype},
         "tokenizer": {"fingerprint": prepared.tokenizer_fingerprint},

@@ -125,7 +125,7 @@ def rank_plain(rank: int, path: str) -> list[float]:  # noqa: C901, one loop to 
     optimizer = build_optimizer(recipe.optim, module)
     split = prepared.split("train")
     order = ShuffledOrder(split.tokens, batch.window_tokens, recipe.run.seed)
-    loader = Loader(split, order, batch.global_batch, batch.micro_batch, 0, 1)
+    loader = Loader(split, order, batch.micro_batch, 0, 1)
     plan, every = build_plan(recipe.sparsity), recipe.sparsity.update_every
     prefix = "backbone.causal_lm."
     weights = {
@@ -152,7 +152,7 @@ def rank_plain(rank: int, path: str) -> list[float]:  # noqa: C901, one loop to 
             for name, weight in weights.items():
                 weight.mul_(masks[name])
         total = 0.0
-        found = loader.at(iteration * batch.global_batch)
+        found = loader.at(iteration * batch.global_batch, batch.global_batch)
         for micro in found:
             loss_sum, _, _ = module(micro.inputs, micro.targets, micro.weights)
             (loss_sum / found.global_tokens).backward()

@@ -70,21 +70,21 @@ def flat(batch: Batch) -> list[torch.Tensor]:
 def test_reading_ahead_equals_cold_reading_however_one_jumps(steps: list[int], lanes: bool) -> None:
     stream = random_stream(203, seed=1)
     order = LaneOrder(203, 5, 2, 6) if lanes else ShuffledOrder(203, 5, 2)
-    with closing(Loader(stream, order, 6, 2)) as warm:
+    with closing(Loader(stream, order, 2)) as warm:
         for step in steps:
-            with closing(Loader(stream, order, 6, 2)) as cold:
-                pairs = zip(flat(warm.at(6 * step)), flat(cold.at(6 * step)), strict=True)
+            with closing(Loader(stream, order, 2)) as cold:
+                pairs = zip(flat(warm.at(6 * step, 6)), flat(cold.at(6 * step, 6)), strict=True)
                 assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_the_following_batch_is_taken_from_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     stream, reads = random_stream(203, seed=1), []
-    with closing(Loader(stream, ShuffledOrder(203, 5, 2), 6, 2)) as loader:
+    with closing(Loader(stream, ShuffledOrder(203, 5, 2), 2)) as loader:
         original = loader._read
-        monkeypatch.setattr(loader, "_read", lambda i: reads.append(i) or original(i))
-        loader.at(0)
-        loader.at(6)
-        loader.at(60)
+        monkeypatch.setattr(loader, "_read", lambda i, n: reads.append(i) or original(i, n))
+        loader.at(0, 6)
+        loader.at(6, 6)
+        loader.at(60, 6)
     assert sorted(set(reads)) == sorted(reads)  # nothing was read twice
     assert {0, 6, 60} <= set(reads)
 
@@ -101,9 +101,9 @@ def test_a_micro_batch_has_the_next_token_as_target() -> None:
 def test_lane_batches_reset_at_documents_and_at_the_start_of_an_epoch() -> None:
     stream = random_stream(203, seed=4)
     order = LaneOrder(203, 5, 2, 6)
-    with closing(Loader(stream, order, 6, 6)) as loader:
+    with closing(Loader(stream, order, 6)) as loader:
         for step in range(3 * order.windows_per_lane):
-            (micro,) = loader.at(6 * step)
+            (micro,) = loader.at(6 * step, 6)
             numbers = 6 * step + np.arange(6)
             wanted = np.array(slow_mask(stream, order.starts(numbers).tolist(), 5))
             if step % order.windows_per_lane == 0:
@@ -112,8 +112,8 @@ def test_lane_batches_reset_at_documents_and_at_the_start_of_an_epoch() -> None:
 
 
 def test_shuffled_batches_have_no_resets() -> None:
-    with closing(Loader(random_stream(203, 1), ShuffledOrder(203, 5, 2), 6, 6)) as loader:
-        assert [m.resets for m in loader.at(0)] == [None]
+    with closing(Loader(random_stream(203, 1), ShuffledOrder(203, 5, 2), 6)) as loader:
+        assert [m.resets for m in loader.at(0, 6)] == [None]
 
 
 def test_loss_units_count_the_text_without_its_framing() -> None:

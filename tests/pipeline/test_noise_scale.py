@@ -14,10 +14,12 @@ from pipeline.clock import Clock, StepResult
 from pipeline.optim.build import noise_plugins
 from pipeline.optim.noise_scale import NoiseScale, estimate
 from pipeline.recipe import load_recipe
+from pipeline.recipe.batch import BatchConfig
 from tests.pipeline.tiny import write_recipe
 
 TRUE, SIGMA, WIDTH = 0.5, 2.0, 40
 MICRO, MICROS = 8, 6
+BATCH = BatchConfig(global_batch=MICRO * MICROS, micro_batch=MICRO, window_tokens=1)
 
 
 def looked_at(rounds: int, scale: float = 1.0, every: int = 1) -> NoiseScale:
@@ -25,7 +27,7 @@ def looked_at(rounds: int, scale: float = 1.0, every: int = 1) -> NoiseScale:
     of micro-batches: each a share of the mean over all tokens, accumulated."""
     torch.manual_seed(0)
     weight = nn.Parameter(torch.zeros(WIDTH))
-    plugin = NoiseScale(MICRO, MICRO * MICROS, every, decay=0.999)
+    plugin = NoiseScale(BATCH, every, decay=0.999)
     plugin.setup(nn.ParameterList([weight]))
     clock = Clock()
     for _ in range(rounds):
@@ -57,14 +59,14 @@ def test_the_scale_of_a_known_noise_is_found(scale: float) -> None:
 
 def test_it_survives_a_checkpoint_and_looks_only_when_it_is_due() -> None:
     plugin = looked_at(40)
-    again = NoiseScale(MICRO, MICRO * MICROS, 1, decay=0.999)
+    again = NoiseScale(BATCH, 1, decay=0.999)
     again.load_plugin_state({k: v.clone() for k, v in plugin.plugin_state().items()})
     assert again.metrics(Clock()) == plugin.metrics(Clock())
     assert looked_at(40, every=1000).plugin_state()["sums"][2] == pytest.approx(0.001)
 
 
 def test_steps_that_were_not_applied_leave_no_trace() -> None:
-    plugin = NoiseScale(MICRO, MICRO * MICROS, 1)
+    plugin = NoiseScale(BATCH, 1)
     weight = nn.Parameter(torch.ones(3))
     plugin.setup(nn.ParameterList([weight]))
     engine: Any = SimpleNamespace(loss_scale=1.0, world_size=1, grad_norm=float("nan"))

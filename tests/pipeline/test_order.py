@@ -152,8 +152,8 @@ def read(order: Order, micro: int, world: int, first: int, global_batch: int) ->
     stream = random_stream(order.tokens, seed=order.tokens)
     parts = []
     for rank in range(world):
-        with closing(Loader(stream, order, global_batch, micro, rank, world)) as loader:
-            parts.append(loader.at(first))
+        with closing(Loader(stream, order, micro, rank, world)) as loader:
+            parts.append(loader.at(first, global_batch))
     return parts
 
 

@@ -14,9 +14,14 @@ from torch import nn
 
 from pipeline.optim import schedule
 from pipeline.optim.build import build_optimizer
+from pipeline.recipe.batch import BatchConfig
 from pipeline.recipe.optim import OptimConfig
 
-BATCH = 1000  # tokens
+BATCH = BatchConfig(global_batch=100, micro_batch=50, window_tokens=10)  # 1,000 tokens
+
+
+def of_tokens(tokens: int) -> BatchConfig:
+    return BatchConfig(global_batch=tokens // 10, micro_batch=1, window_tokens=10)
 
 
 def section(**changes: Any) -> OptimConfig:
@@ -24,7 +29,7 @@ def section(**changes: Any) -> OptimConfig:
 
 
 def learning_rate(made: OptimConfig, applied: int, run_steps: int) -> float:
-    return schedule.learning_rate(made, applied, run_steps, BATCH)
+    return schedule.learning_rate(made, BATCH, applied, run_steps)
 
 
 def test_warm_up_climbs_in_equal_steps_to_the_peak() -> None:
@@ -101,7 +106,7 @@ def scaled(**changes: Any) -> OptimConfig:
      ({"lr_cap": 3.0}, 3.0), ({"lr_cap": 5.0}, 3.2), ({"reference_tokens": 4000}, 0.2)],
 )  # fmt: skip
 def test_the_peak_follows_rule_and_cap(changes: dict[str, Any], peak: float) -> None:
-    assert scaled(**changes).peak_lr(BATCH) == pytest.approx(peak)
+    assert scaled(**changes).peak_lr(BATCH.tokens) == pytest.approx(peak)
     assert learning_rate(scaled(**changes), 10, 100) == pytest.approx(peak)
 
 
@@ -127,7 +132,7 @@ def test_a_capped_warm_up_climbs_to_the_cap_only() -> None:
 
 def test_lengths_in_tokens_become_steps_of_the_batch() -> None:
     made = section(warmup_steps=0, warmup_tokens=7_500, decay_tokens=40_000)
-    assert made.warmup_length(BATCH) == 8 and made.warmup_length(2 * BATCH) == 4
+    assert made.warmup_length(BATCH) == 8 and made.warmup_length(of_tokens(2000)) == 4
     assert learning_rate(made, 7, 1000) == pytest.approx(0.8)
     assert learning_rate(made, 24, 1000) == pytest.approx(0.4)
     assert learning_rate(made, 40, 1000) == 0
@@ -135,7 +140,7 @@ def test_lengths_in_tokens_become_steps_of_the_batch() -> None:
 
 def test_legw_warms_up_for_as_many_steps_whatever_the_batch() -> None:
     made = scaled(scaling="legw", warmup_steps=0, warmup_tokens=2_500)
-    assert [made.warmup_length(tokens) for tokens in (250, 1000, 16000)] == [10, 10, 10]
+    assert [made.warmup_length(of_tokens(n)) for n in (250, 1000, 16000)] == [10, 10, 10]
 
 
 @pytest.mark.parametrize(
