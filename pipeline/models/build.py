@@ -10,7 +10,11 @@ from torch import Tensor, nn
 from pipeline.flops import Flops
 from pipeline.models.mlstm.configuration_mlstm import MLSTMConfig as HFMLSTMConfig
 from pipeline.models.mlstm.modeling_mlstm import MLSTMForCausalLM
-from pipeline.models.transformer import TransformerBackbone, transformer_config
+from pipeline.models.transformer import (
+    TransformerBackbone,
+    transformer_config,
+    zero_residual_projections,
+)
 from pipeline.protocols import Backbone
 from pipeline.recipe.model import MLSTMConfig, TransformerConfig
 
@@ -70,7 +74,10 @@ def build_backbone(
             forget_bias=section.forget_bias,
         )
         return MLSTMBackbone(MLSTMForCausalLM(config))
-    return TransformerBackbone(transformer_config(section, vocab_size, window, special_ids))
+    backbone = TransformerBackbone(transformer_config(section, vocab_size, window, special_ids))
+    if section.zero_init_residual:
+        zero_residual_projections(backbone.causal_lm)
+    return backbone
 
 
 def parameter_count(module: nn.Module) -> int:

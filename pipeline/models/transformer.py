@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.pytorch_utils import Conv1D
 
 from data_prep.errors import RecipeError
 from data_prep.recipe.explain import nearest
@@ -71,6 +72,29 @@ def _check_positions(section: TransformerConfig, config: Any, window: int) -> No
                 f"batch.window_tokens={window} exceeds the {positions} positions of "
                 f"model.config.{key}: set model.config.{key}={window}"
             )
+
+
+# Names of the matrices whose output is added to the residual stream, in any architecture.
+_RESIDUAL = (
+    "c_proj", "o_proj", "out_proj", "down_proj", "dense_4h_to_h", "attention.dense",
+    "self_attn.dense", "self_attention.dense", "fc2", "fc_out", "wo",
+)  # fmt: skip
+
+
+@torch.no_grad()
+def zero_residual_projections(model: nn.Module) -> None:
+    """Let every layer begin as the identity. RecipeError where no name is known."""
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    found = [module for name, module in linear.items() if name.endswith(_RESIDUAL)]
+    if not found:
+        names = sorted({name.rpartition(".")[2] for name in linear})
+        raise RecipeError(
+            "model.zero_init_residual: this architecture has none of the known output matrices of "
+            f"layers, found {names}: set it to false"
+        )
+    for module in found:
+        for parameter in module.parameters():
+            parameter.zero_()
 
 
 class TransformerBackbone(Backbone):

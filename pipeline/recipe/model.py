@@ -30,6 +30,11 @@ class TransformerConfig(Section):
         description="keys of that architecture's config class; vocabulary and special ids are set "
         "from the tokenizer",
     )
+    zero_init_residual: bool = Field(
+        default=False,
+        description="every layer begins as the identity: its last matrices are zero (Goyal et al. "
+        "2017 for large batches)",
+    )
 
 
 ModelConfig = Annotated[MLSTMConfig | TransformerConfig, Field(discriminator="kind")]

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_prep.errors import RecipeError
 from pipeline.heads.build import check_head
 from pipeline.heads.softmax import SoftmaxHead
 from pipeline.models.build import build_backbone, parameter_count
-from pipeline.models.transformer import TransformerBackbone
+from pipeline.models.transformer import TransformerBackbone, zero_residual_projections
 from pipeline.protocols import Head
 from pipeline.recipe.model import TransformerConfig
 from pipeline.train.module import TrainModule
@@ -203,6 +203,36 @@ def test_flops_of_other_families_are_those_that_pytorch_counts(architecture: str
     masked_half = 2 * 2 * WINDOW * 16
     # Rotary angles are a product, too; it is not the model's.
     assert backbone.flops(WINDOW).total == pytest.approx(counted(backbone) - masked_half, rel=0.01)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox", "gemma2", "opt", "phi"])
+def test_layers_may_begin_as_the_identity(architecture: str) -> None:
+    """Then the last state depends on the last token and its place alone, until training begins."""
+    config = ARCHITECTURES.get(architecture, SIZES)
+    if architecture == "opt":
+        config = {k: v for k, v in SIZES.items() if k != "intermediate_size"}
+        config |= {"ffn_dim": 32, "word_embed_proj_dim": 16, "dropout": 0.0}
+    ids = torch.randint(VOCABULARY, (1, WINDOW), generator=torch.Generator().manual_seed(0))
+    other = (ids + 1) % VOCABULARY
+    other[:, -1] = ids[:, -1]
+
+    def sees_the_others(zeroed: bool) -> bool:
+        section = TransformerConfig(
+            kind="transformer", architecture=architecture, config=config, zero_init_residual=zeroed
+        )
+        backbone = build_backbone(section, VOCABULARY, WINDOW, {"pad_token_id": None}).eval()
+        with torch.no_grad():
+            first, second = (backbone(x, None, None)[0][:, -1] for x in (ids, other))
+        return not torch.allclose(first, second, atol=1e-6)
+
+    assert not sees_the_others(zeroed=True) and sees_the_others(zeroed=False)
+
+
+def test_an_architecture_without_known_names_is_not_zeroed() -> None:
+    with pytest.raises(
+        RecipeError, match=r"none of the known output matrices .* found \['strange'\]"
+    ):
+        zero_residual_projections(nn.ModuleDict({"strange": nn.Linear(2, 2)}))
 
 
 def test_tied_weights_count_once() -> None:
