@@ -16,6 +16,7 @@ from pathlib import Path
 from data_prep.errors import DataError, PipelineError, RecipeError
 from data_prep.manifest import versions
 from pipeline.models.build import parameter_count
+from pipeline.optim.registry import optimizer_class
 from pipeline.plan.memory import memory_of, meta_module
 from pipeline.recipe import Recipe
 from pipeline.recipe.deepspeed import derive_deepspeed, template_path
@@ -33,6 +34,7 @@ def dry_run(recipe: Recipe) -> None:
     """Validate recipe and DeepSpeed JSON and build the model on the meta device."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     dtype = run_dtype(recipe)
+    optimizer_class(recipe.optim.name, recipe.engine.zero_stage)
     config = derive_deepspeed(recipe, world_size, dtype)
     check_config(config, template_path(recipe))
     module = meta_module(recipe)
@@ -90,6 +92,7 @@ def _versions() -> str:
 
 
 def _recipe(recipe: Recipe) -> str:
+    optimizer_class(recipe.optim.name, recipe.engine.zero_stage)
     config = derive_deepspeed(recipe, 1, run_dtype(recipe))
     check_config(config, template_path(recipe))
     module = meta_module(recipe)

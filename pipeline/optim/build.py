@@ -3,14 +3,19 @@ looks over its shoulder."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from data_prep.errors import RecipeError
 from pipeline.optim.noise_scale import NoiseScale
+from pipeline.optim.registry import optimizer_class, settings_of
 from pipeline.protocols import StepPlugin
 from pipeline.recipe import Recipe
 from pipeline.recipe.optim import OptimConfig
+
+_FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, torch.optim.Adagrad)
 
 
 def noise_plugins(recipe: Recipe) -> list[StepPlugin]:
@@ -27,7 +32,8 @@ def noise_plugins(recipe: Recipe) -> list[StepPlugin]:
 
 
 def build_optimizer(section: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """AdamW over two groups: matrices are decayed, biases, gains and norms are not."""
+    """Over two groups: matrices are decayed, biases, gains and norms are not. RecipeError for an
+    option that the optimizer does not know."""
     matrices: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
     for parameter in module.parameters():
@@ -38,10 +44,9 @@ def build_optimizer(section: OptimConfig, module: nn.Module) -> torch.optim.Opti
         {"params": matrices, "weight_decay": section.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=section.lr,
-        betas=section.betas,
-        eps=section.eps,
-        fused=True,
-    )
+    made = optimizer_class(section.name)
+    given: dict[str, Any] = {"betas": section.betas, "eps": section.eps}
+    if made in _FUSED:
+        given["fused"] = True
+    settings = settings_of(made, given, section.options)
+    return made([group for group in groups if group["params"]], lr=section.lr, **settings)

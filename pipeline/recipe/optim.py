@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,17 +11,27 @@ from pipeline.recipe.batch import BatchConfig
 
 
 class OptimConfig(Section):
-    """AdamW; rule, cap, warm-up and horizon of the rate are settings of their own."""
+    """The optimizer; rule, cap, warm-up and horizon of the rate are settings of their own."""
 
-    name: Literal["adamw"] = Field(default="adamw", description="optimizer")
+    name: str = Field(
+        default="adamw",
+        description="of torch.optim (sgd, nadam, adafactor, ...) or, where it is installed, of "
+        "pytorch_optimizer (lion, lamb, soap, ...)",
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="more of its arguments, e.g. {momentum: 0.9}"
+    )
     lr: float = Field(
         gt=0, description="peak learning rate; with optim.scaling, that of the reference batch"
     )
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Adam's averaging rates")
-    eps: float = Field(default=1e-8, gt=0, description="Adam's denominator floor")
-    weight_decay: float = Field(
-        default=0.0, ge=0, description="decoupled decay of matrices; vectors are never decayed"
+    betas: tuple[float, float] = Field(
+        default=(0.9, 0.999), description="averaging rates, for an optimizer that has them"
     )
+    eps: float = Field(default=1e-8, gt=0, description="denominator floor, where there is one")
+    weight_decay: float = Field(
+        default=0.0, ge=0,
+        description="decay of matrices, decoupled under adamw; vectors are never decayed",
+    )  # fmt: skip
 
     reference_tokens: int | None = Field(
         default=None, ge=1, description="tokens of the batch that optim.lr was found for"

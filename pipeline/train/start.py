@@ -18,6 +18,7 @@ from data_prep.plan import prepare_hash
 from data_prep.shards import Prepared
 from pipeline.models.build import parameter_count
 from pipeline.optim.build import build_optimizer, noise_plugins
+from pipeline.optim.registry import optimizer_class
 from pipeline.protocols import StepPlugin
 from pipeline.ranks import agree, barrier, from_rank0, rank, world_size
 from pipeline.recipe import Recipe
@@ -71,6 +72,7 @@ def start_run(
     `module` and `plugins` replace what the recipe would build: the seam that tests and methods use.
     """
     accumulation = recipe.accumulation(world_size())
+    optimizer_class(recipe.optim.name, recipe.engine.zero_stage)  # refused before memory is taken
     prepared = open_prepared(recipe)
     resume_from = from_rank0(
         lambda: resolve_resume(recipe.run.resume, RunFolder(recipe.run_folder).checkpoints)

@@ -28,7 +28,7 @@ def measured(folder: Path, name: str, ranks: int, *overrides: str) -> list[float
     return [last["noise/trace"], last["noise/gradient_squared"]]
 
 
-@pytest.mark.parametrize("stage", [0, pytest.param(1, marks=pytest.mark.long), 2])
+@pytest.mark.parametrize("stage", [*(pytest.param(s, marks=pytest.mark.long) for s in (0, 1)), 2])
 def test_two_ranks_find_the_noise_of_one(tmp_path: Path, stage: int) -> None:
     alone = measured(tmp_path, "one", 1)
     assert measured(tmp_path, "two", 2, f"engine.zero_stage={stage}") == pytest.approx(
