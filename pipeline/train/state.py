@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic_core import to_jsonable_python
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,11 +19,13 @@ from data_prep.shards import Prepared
 from pipeline.ranks import rank
 from pipeline.recipe import Recipe
 
+_NO_IDENTITY = {"noise_every_steps"}  # of `optim`: looks on and changes nothing
+
 
 def identity(recipe: Recipe, prepared: Prepared, dtype: str) -> dict[str, Any]:
     """Everything that must stay the same for a resumed run to be the same run."""
     batch = recipe.batch.model_dump(mode="json")
-    optim = recipe.optim.model_dump(mode="json")
+    optim = recipe.optim.model_dump(mode="json", exclude=_NO_IDENTITY)
     horizon = recipe.optim.decay_steps or recipe.optim.decay_tokens
     if horizon is None and recipe.optim.decay != "none":
         optim["decay_steps"] = recipe.run.steps
@@ -53,12 +56,29 @@ def differences(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") ->
     return lines
 
 
+def _with_newer_keys(saved: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """What a checkpoint says, and the default of every key that did not exist when it was written:
+    what such a key is for was not done then."""
+    filled = dict(saved)
+    for name in ("model", "head", "sparsity", "optim"):
+        section = getattr(recipe, name)
+        if saved[name].get("kind") == getattr(section, "kind", None):
+            defaults = {
+                key: field.get_default(call_default_factory=True)
+                for key, field in type(section).model_fields.items()
+                if key not in saved[name] and not field.is_required() and key not in _NO_IDENTITY
+            }
+            filled[name] = to_jsonable_python(defaults) | saved[name]
+    return filled
+
+
 def check_fits(
     folder: Path, recipe: Recipe, prepared: Prepared, dtype: str, world_size: int
 ) -> None:
     """RecipeError with all differences when the checkpoint is of another run or another layout."""
     trainer = read_trainer(folder)
-    lines = differences(trainer["identity"], identity(recipe, prepared, dtype))
+    saved = _with_newer_keys(trainer["identity"], recipe)
+    lines = differences(saved, identity(recipe, prepared, dtype))
     layout = {"zero_stage": recipe.engine.zero_stage, "world_size": world_size}
     # DeepSpeed shards its files by rank from stage 1 on; a stage-0 checkpoint fits any world.
     if trainer["layout"]["zero_stage"] or layout["zero_stage"]:

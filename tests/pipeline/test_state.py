@@ -48,6 +48,7 @@ PREPARED = cast(Prepared, SimpleNamespace(tokenizer_fingerprint="abc", fingerpri
         ({"run__name": "other", "run__log_every_steps": 3}, []),
         ({"checkpoint__every_steps": 2, "eval__batch": 1}, []),
         ({"run__steps": 9, "optim__decay_steps": 6}, []),
+        ({"optim__noise_every_steps": 3}, []),
     ],
 )
 def test_a_run_is_the_same_run_or_every_difference_is_named(
@@ -55,6 +56,16 @@ def test_a_run_is_the_same_run_or_every_difference_is_named(
 ) -> None:
     saved = identity(recipe(), PREPARED, "fp32")
     assert differences(saved, identity(recipe(**changes), PREPARED, "fp32")) == lines
+
+
+def test_a_key_that_is_newer_than_the_checkpoint_has_its_default(tmp_path: Path) -> None:
+    saved = identity(recipe(), PREPARED, "fp32")
+    del saved["optim"]["scaling"], saved["optim"]["name"], saved["model"]["forget_bias"]
+    layout = {"zero_stage": 0, "world_size": 1}
+    write_trainer(tmp_path, {"format": 1, "identity": saved, "layout": layout})
+    check_fits(tmp_path, recipe(), PREPARED, "fp32", 1)
+    with pytest.raises(RecipeError, match="optim.name: adamw in the checkpoint, sgd now"):
+        check_fits(tmp_path, recipe(optim__name="sgd"), PREPARED, "fp32", 1)
 
 
 def test_a_constant_rate_may_be_trained_for_longer() -> None:
