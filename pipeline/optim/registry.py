@@ -11,18 +11,26 @@ import torch
 from data_prep.errors import RecipeError
 from data_prep.recipe.explain import nearest
 
-# Why these names of torch.optim are no choice here.
+_TWICE = "it asks for the loss again within a step"
+_SECOND = "it needs a second backward pass through the first, which ZeRO does not allow"
+_AVERAGED = "it keeps two sets of weights and has to be told which one is looked at"
+_INSIDE = "it updates weights inside the backward pass, where nothing is accumulated or reduced yet"
+_MATRICES = "it takes matrices only, and a model has vectors too"
+# Why these names are no choice here.
 _UNFIT = {
-    "lbfgs": "it asks for the loss again and again within a step",
+    "lbfgs": _TWICE, "bsam": _TWICE, "alig": _TWICE, "sam": _TWICE,
     "sparseadam": "it takes sparse gradients only, and all gradients here are dense",
-    "muon": "it takes matrices only, and a model has vectors too",
-}
-# They look at a weight's matrix as a whole: a norm of a layer, a factor of rows and columns.
-_WHOLE_MATRICES = {
-    "adafactor", "adai", "adalomo", "adammini", "adamp", "alig", "apollodqn", "came", "conda",
-    "fira", "fromage", "galore", "grokfastadamw", "kron", "lamb", "lars", "lomo", "muon", "nero",
-    "novograd", "racs", "scalableshampoo", "sgdp", "shampoo", "sm3", "soap", "splus", "stablespam",
-    "tam", "adatam", "spectralsphere", "adago", "adamuon", "distributedmuon", "apollo", "alice",
+    "muon": _MATRICES, "adamuon": _MATRICES, "distributedmuon": _MATRICES, "adago": _MATRICES,
+    "muonclip": _MATRICES, "normuon": _MATRICES,
+    "adahessian": _SECOND, "sophiah": _SECOND,
+    "schedulefreesgd": _AVERAGED, "schedulefreeadamw": _AVERAGED, "schedulefreeradam": _AVERAGED,
+    "lomo": _INSIDE, "adalomo": _INSIDE,
+}  # fmt: skip
+# Every weight for itself, whatever tensor it lies in; torch's are so but for Adafactor. Others look at
+# a whole matrix (a norm of a layer, a factor of rows and columns) or at the whole model.
+_ELEMENTWISE = {
+    "adabelief", "adabound", "adamod", "adan", "ademamix", "adopt", "aggmo", "avagrad", "diffgrad",
+    "laprop", "lion", "madgrad", "padam", "qhadam", "qhm", "sgdw", "signsgd", "tiger", "yogi",
 }  # fmt: skip
 
 
@@ -32,14 +40,15 @@ def optimizer_class(name: str, zero_stage: int = 0) -> Any:
     key = name.lower()
     if key in _UNFIT:
         raise RecipeError(f"optim.name={name} cannot train here: {_UNFIT[key]}; use adamw")
-    if key in _WHOLE_MATRICES and zero_stage > 0:
-        raise RecipeError(
-            f"optim.name={name} with engine.zero_stage={zero_stage}: it works on whole matrices, "
-            "and ZeRO hands an optimizer flat slices that run across them, so it would silently "
-            "compute something else; set engine.zero_stage=0"
-        )
     own = _of_torch()
-    return own[key] if key in own else _of_library(name, key, own)
+    made = own[key] if key in own else _of_library(name, key, own)
+    if zero_stage > 0 and key not in _ELEMENTWISE and (key not in own or key == "adafactor"):
+        raise RecipeError(
+            f"optim.name={name} with engine.zero_stage={zero_stage}: it is not known to work on "
+            "every weight for itself, and ZeRO hands an optimizer flat slices that run across "
+            "matrices, so it would silently compute something else; set engine.zero_stage=0"
+        )
+    return made
 
 
 def settings_of(made: Any, given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:

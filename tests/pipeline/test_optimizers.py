@@ -68,6 +68,8 @@ def test_options_reach_the_optimizer_and_decay_only_matrices() -> None:
         ("adamv", "did you mean 'adam"),
         ("lbfgs", "asks for the loss again"),
         ("muon", "matrices only"),
+        ("sophiah", "second backward pass"),
+        ("ScheduleFreeAdamW", "two sets of weights"),
     ],
 )
 def test_names_that_do_not_fit_are_refused(name: str, words: str) -> None:
@@ -87,6 +89,13 @@ def test_an_unknown_option_is_refused() -> None:
         RecipeError, match="optim.options.momentun: unknown to SGD; did you mean 'mom"
     ):
         build_optimizer(section, nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("name", ["sgd", "NAdam", "lion"])
+def test_what_takes_every_weight_for_itself_goes_with_zero(name: str) -> None:
+    if name == "lion":
+        pytest.importorskip("pytorch_optimizer")
+    assert optimizer_class(name, zero_stage=3) is optimizer_class(name)
 
 
 @pytest.mark.parametrize("name", ["lamb", "adafactor"])
