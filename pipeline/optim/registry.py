@@ -26,8 +26,9 @@ _UNFIT = {
     "schedulefreesgd": _AVERAGED, "schedulefreeadamw": _AVERAGED, "schedulefreeradam": _AVERAGED,
     "lomo": _INSIDE, "adalomo": _INSIDE,
 }  # fmt: skip
-# Every weight for itself, whatever tensor it lies in; torch's are so but for Adafactor. Others look at
-# a whole matrix (a norm of a layer, a factor of rows and columns) or at the whole model.
+
+# Every weight for itself, whatever tensor it lies in; torch's are so but for Adafactor. Others look
+# at a whole matrix (a norm of a layer, a factor of rows and columns) or at the whole model.
 _ELEMENTWISE = {
     "adabelief", "adabound", "adamod", "adan", "ademamix", "adopt", "aggmo", "avagrad", "diffgrad",
     "laprop", "lion", "madgrad", "padam", "qhadam", "qhm", "sgdw", "signsgd", "tiger", "yogi",
