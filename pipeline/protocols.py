@@ -53,6 +53,10 @@ class Backbone(nn.Module, ABC):
         return None
 
     @abstractmethod
+    def recompute_activations(self) -> None:
+        """From now on keep little of a forward for its backward, and compute it again there."""
+
+    @abstractmethod
     def flops(self, window: int) -> Flops:
         """Dense forward FLOPs of one token in a window of `window` tokens; the head's are 0."""
 

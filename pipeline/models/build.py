@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.flops import Flops
+from pipeline.models.mlstm.cell import MultiplicativeLSTMLayer
 from pipeline.models.mlstm.configuration_mlstm import MLSTMConfig as HFMLSTMConfig
 from pipeline.models.mlstm.modeling_mlstm import MLSTMForCausalLM
 from pipeline.models.transformer import (
@@ -45,6 +46,11 @@ class MLSTMBackbone(Backbone):
 
     def output_bias(self) -> Tensor:
         return self.causal_lm.lm_head.bias
+
+    def recompute_activations(self) -> None:
+        for layer in self.causal_lm.mlstm.modules():
+            if isinstance(layer, MultiplicativeLSTMLayer):
+                layer.recomputes = True
 
     def flops(self, window: int) -> Flops:
         """Two FLOPs per weight of the recurrent and input matrices."""

@@ -136,6 +136,15 @@ class TransformerBackbone(Backbone):
         cap = getattr(self.causal_lm.config, "final_logit_softcapping", None)
         return None if cap is None else float(cap)
 
+    def recompute_activations(self) -> None:
+        """RecipeError where the architecture of `transformers` cannot."""
+        if not self.causal_lm.supports_gradient_checkpointing:
+            raise RecipeError(
+                f"engine.activation_checkpointing: {type(self.causal_lm).__name__} does not "
+                "support it: set it to false"
+            )
+        self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+
     def flops(self, window: int) -> Flops:
         """Two FLOPs per weight of every matrix but the embeddings, plus causal attention products.
 

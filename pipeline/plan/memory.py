@@ -11,6 +11,7 @@ from transformers import CONFIG_MAPPING
 from data_prep.tokenizers import vocabulary_limit
 from pipeline.heads.build import build_head
 from pipeline.models.build import build_backbone, parameter_count
+from pipeline.models.mlstm.cell import RECOMPUTED_STEPS
 from pipeline.models.transformer import TransformerBackbone
 from pipeline.recipe import Recipe
 from pipeline.recipe.head import SampledHeadConfig, SoftmaxHeadConfig
@@ -64,10 +65,18 @@ def activations_of(recipe: Recipe, width: int) -> float:
     tokens = recipe.batch.micro_batch * recipe.batch.window_tokens
     if isinstance(recipe.model, MLSTMConfig):
         # Four gates, two projections, hidden state twice, two gradients; the cell state in fp32.
-        return float(tokens * recipe.model.layers * recipe.model.hidden * (10 * width + 4))
+        values = tokens * recipe.model.layers * recipe.model.hidden
+        if not recipe.engine.activation_checkpointing:
+            return float(values * (10 * width + 4))
+        share = min(1.0, RECOMPUTED_STEPS / recipe.batch.window_tokens)
+        return values * ((10 * width + 4) * share + width)
     layers, key = _layers(recipe.model)
     one, two = (_kept_values(recipe, recipe.model, {key: count}) for count in (1, 2))
-    return tokens * width * (one + (layers - 1) * (two - one))
+    a_layer, rest = two - one, 2 * one - two
+    if recipe.engine.activation_checkpointing:  # each layer's input, and one layer at a time
+        hidden = _shallow(recipe, recipe.model, {key: 1}).causal_lm.config.hidden_size
+        return tokens * width * (rest + layers * hidden + a_layer)
+    return tokens * width * (rest + layers * a_layer)
 
 
 def _layers(section: TransformerConfig) -> tuple[int, str]:
@@ -78,12 +87,20 @@ def _layers(section: TransformerConfig) -> tuple[int, str]:
     return int(given or config_class().num_hidden_layers), key
 
 
+def _shallow(
+    recipe: Recipe, section: TransformerConfig, changes: dict[str, Any]
+) -> TransformerBackbone:
+    shallow = section.model_copy(update={"config": section.config | changes})
+    window = recipe.batch.window_tokens
+    backbone = build_backbone(shallow, vocabulary_limit(recipe.tokenizer), window, {})
+    assert isinstance(backbone, TransformerBackbone)
+    return backbone
+
+
 def _kept_values(recipe: Recipe, section: TransformerConfig, changes: dict[str, Any]) -> float:
     """Values per token that autograd keeps of a real forward through few layers."""
     tokens = min(_LOOK_TOKENS, recipe.batch.window_tokens)
-    shallow = section.model_copy(update={"config": section.config | changes})
-    backbone = build_backbone(shallow, vocabulary_limit(recipe.tokenizer), tokens, {})
-    assert isinstance(backbone, TransformerBackbone)
+    backbone = _shallow(recipe, section, changes)
     weights = {parameter.untyped_storage().data_ptr() for parameter in backbone.parameters()}
     kept: dict[int, Tensor] = {}
 

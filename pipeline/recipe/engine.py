@@ -17,6 +17,11 @@ class EngineConfig(Section):
     template: str | None = Field(
         default=None, description="DeepSpeed JSON; null = ds_configs/zero{zero_stage}.json"
     )
+    activation_checkpointing: bool = Field(
+        default=False,
+        description="compute activations again in backward instead of keeping them: a third more "
+        "time for a fraction of their memory",
+    )
     timeout_minutes: float = Field(
         default=30, gt=0, description="longest wait for another rank before giving up"
     )

@@ -43,4 +43,6 @@ def build_module(recipe: Recipe, prepared: Prepared) -> TrainModule:
     )
     head = build_head(recipe, backbone)
     check_head(head, backbone)
+    if recipe.engine.activation_checkpointing:
+        backbone.recompute_activations()
     return TrainModule(backbone, head)

@@ -15,8 +15,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .window import MLSTMWindow
+from .window import MLSTMWindow, RecomputedMLSTMWindow
 from .window_cpu import Pool
+
+RECOMPUTED_STEPS = 32  # computed again at once, and kept for backward meanwhile
 
 
 class MultiplicativeLSTM(nn.Module):
@@ -72,14 +74,25 @@ class MultiplicativeLSTMLayer(nn.Module):
         with torch.no_grad():
             self.bias[hidden : 2 * hidden] += forget_bias
         self._pool = Pool()
+        self.recomputes = False
 
     def forward(self, x: Tensor, state: Tensor, resets: Tensor | None) -> tuple[Tensor, Tensor]:
         weights = (self.w_mx(), self.w_x(), self.bias, self.w_mh(), self.w_h())
         c, h = state.unbind(1)
-        hidden, c = MLSTMWindow.apply(
-            x.transpose(0, 1).contiguous(), *weights, c, h, resets, self._pool
-        )
-        return hidden, torch.stack([c, hidden[:, -1]], dim=1)
+        steps_first = x.transpose(0, 1).contiguous()
+        if not self.recomputes:
+            hidden, c = MLSTMWindow.apply(steps_first, *weights, c, h, resets, self._pool)
+            return hidden, torch.stack([c, hidden[:, -1]], dim=1)
+        parts = []
+        for first in range(0, len(steps_first), RECOMPUTED_STEPS):
+            steps = slice(first, first + RECOMPUTED_STEPS)
+            part_resets = None if resets is None else resets[:, steps]
+            part, c = RecomputedMLSTMWindow.apply(
+                steps_first[steps], *weights, c, h, part_resets, self._pool
+            )
+            h = part[:, -1]
+            parts.append(part)
+        return torch.cat(parts, dim=1), torch.stack([c, h], dim=1)
 
 
 class NormedMatrix(nn.Module):

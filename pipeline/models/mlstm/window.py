@@ -57,3 +57,36 @@ class MLSTMWindow(torch.autograd.Function):
         x, *weights = ctx.saved_tensors
         d = ctx.backward_on_device(ctx.kept, x, tuple(weights), d_hidden, d_c_last)
         return (*d, None, None)
+
+
+class RecomputedMLSTMWindow(torch.autograd.Function):
+    """The same, but nothing is kept from forward to backward, which computes forward again."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        x: Tensor,
+        w_mx: Tensor,
+        w_x: Tensor,
+        bias: Tensor,
+        w_mh: Tensor,
+        w_h: Tensor,
+        c0: Tensor,
+        h0: Tensor,
+        resets: Tensor | None,
+        pool: Pool,
+    ) -> tuple[Tensor, Tensor]:
+        forward, _ = _GPU if x.is_cuda else _CPU
+        weights = (w_mx, w_x, bias, w_mh, w_h)
+        hidden, c_last, _ = forward(x, weights, c0, h0, resets, pool, False)
+        ctx.save_for_backward(x, *weights, c0, h0)
+        ctx.resets, ctx.pool = resets, pool
+        return hidden, c_last
+
+    @staticmethod
+    def backward(ctx: Any, d_hidden: Tensor, d_c_last: Tensor) -> Any:  # type: ignore[override]
+        x, *weights, c0, h0 = ctx.saved_tensors
+        forward, backward = _GPU if x.is_cuda else _CPU
+        *_, kept = forward(x, tuple(weights), c0, h0, ctx.resets, ctx.pool, True)
+        d = backward(kept, x, tuple(weights), d_hidden, d_c_last)  # type: ignore[arg-type]
+        return (*d, None, None)
