@@ -178,7 +178,7 @@ def rank_plain(rank: int, path: str) -> list[float]:  # noqa: C901, one loop to 
                 weight.grad *= masks[name]
             torch.nn.utils.clip_grad_norm_(module.parameters(), recipe.optim.gradient_clip_norm)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(recipe.optim, applied, steps)
+                group["lr"] = learning_rate(recipe.optim, batch, applied, steps)
             optimizer.step()
             applied += 1
         optimizer.zero_grad()
