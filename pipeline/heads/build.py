@@ -66,6 +66,11 @@ def _unbound(section: HeadConfig, recipe: Recipe, backbone: Backbone) -> Head:
         )  # fmt: skip
     if section.sharded:
         _check_untied(backbone, "head.sharded=true", "set head.sharded=false")
+        if recipe.optim.name.lower() != "adamw":
+            raise RecipeError(
+                f"head.sharded=true trains its rows by AdamW, and optim.name={recipe.optim.name}: "
+                "set head.sharded=false, or optim.name=adamw"
+            )
         return ShardedGramHead(
             loss, recipe.batch.tokens, recipe.optim, logit_scale=scale,
             learned_scale=section.learned_scale,

@@ -20,6 +20,7 @@ from pipeline.heads.sampled import SampledHead
 from pipeline.heads.sharded import ShardedGramHead
 from pipeline.heads.softmax import SoftmaxHead
 from pipeline.heads.spherical import build_loss
+from pipeline.plan.memory import meta_module
 from pipeline.recipe import load_recipe
 from pipeline.recipe.optim import OptimConfig
 from tests.pipeline.tiny import write_recipe
@@ -182,3 +183,22 @@ def test_phases_move_with_the_applied_steps() -> None:
 def test_wrong_heads_are_refused(tmp_path: Path, head: str, words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         load_recipe(write_recipe(tmp_path, "transformer"), [f"head={head}"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([], "cannot share it with the embedding"),
+        (["model.config.tie_word_embeddings=false", "optim.name=sgd"], "by AdamW, and optim.name"),
+        (["model.architecture=phi", "model.config={max_position_embeddings: 32, hidden_size: 16, "
+          "num_attention_heads: 2, intermediate_size: 8, num_hidden_layers: 1}"], "has no bias"),
+    ],
+)  # fmt: skip
+def test_rows_that_cannot_be_shared_are_refused(
+    tmp_path: Path, overrides: list[str], words: str
+) -> None:
+    recipe = load_recipe(
+        write_recipe(tmp_path, "transformer"), ["head={kind: gram, sharded: true}", *overrides]
+    )
+    with pytest.raises(RecipeError, match=words):
+        meta_module(recipe)
