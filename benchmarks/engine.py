@@ -15,7 +15,6 @@ import contextlib
 import io
 import multiprocessing
 import os
-import socket
 import sys
 import tempfile
 import time
@@ -33,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.device import device_of, device_options, seconds
 from benchmarks.harness import Row, interleaved, report, row
+from pipeline.environment import free_port, keep_freed_memory
 
 _THREADS = 2
 _BYTES = 257
@@ -101,7 +101,6 @@ def _work(
 
 def our_steps(kind: str, size: Size, folder: Path) -> Callable[[], None]:
     """A run at a ZeRO stage, as `run_pretrain.py` makes it."""
-    from pipeline.environment import keep_freed_memory
     from pipeline.recipe import load_recipe
     from pipeline.train.engine import init_distributed
     from pipeline.train.loop import train_step
@@ -224,11 +223,8 @@ def _train_by_trainer(
 
 def _set_environment(launched: bool) -> None:
     """As a launcher of one process would, or as nobody has."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     variables = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1",
-                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}  # fmt: skip
     for name, value in variables.items():
         os.environ.pop(name, None)
         if launched:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.harness import Row, row
+from pipeline.environment import free_port
 
 _SPAWN = multiprocessing.get_context("spawn")
 
@@ -68,9 +68,7 @@ def communication_rows(outputs: int, width: int, tokens: int) -> Iterator[Row]:
     """Bytes of one step over two gloo ranks: the sums of the Gram and the factored form, which are
     the same, and all that a step of shared rows moves, beside an all-reduce of the whole gradient.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with _SPAWN.Pool(2) as pool:
         arguments = [(rank, port, outputs, width, tokens) for rank in range(2)]
         found = pool.starmap(_exchange, arguments)[0]
@@ -82,11 +80,11 @@ def communication_rows(outputs: int, width: int, tokens: int) -> Iterator[Row]:
                   found["dense"], "all-reduce", True)  # fmt: skip
 
 
-def _exchange(rank: int, port: int, outputs: int, width: int, tokens: int) -> dict[str, float]:
+def _exchange(rank: int, port: str, outputs: int, width: int, tokens: int) -> dict[str, float]:
     from pipeline.heads.rows import RowShares
     from pipeline.heads.sums import Examples, GradientSums
 
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     dist.init_process_group("gloo", rank=rank, world_size=2)
     random = torch.Generator().manual_seed(rank)
     sums = GradientSums(width, torch.device("cpu"), torch.float32)

@@ -128,9 +128,12 @@ class GramHead(Head):
 
     def _reduce_sums(self, engine: Engine) -> None:
         """The sums of all ranks, unscaled. Collective."""
-        self.sums.reduce()
+        self._exchange()
         # Summed over ranks, where the engine's own gradients are means; see `Engine.backward`.
         self.sums.scale(1.0 / (engine.loss_scale * engine.world_size))
+
+    def _exchange(self) -> None:
+        self.sums.reduce()
 
     def after_step(self, result: StepResult) -> None:
         self.forget()

@@ -99,8 +99,10 @@ class ShardedGramHead(GramHead):
 
     def finish_accumulation(self, engine: Engine) -> None:
         self._rate = engine.lr
-        factor = 1.0 / (engine.loss_scale * engine.world_size)
-        self.sums.scale(factor)
+        self._reduce_sums(engine)
+
+    def _exchange(self) -> None:
+        """C and b of all ranks; of S what belongs to the rows of this rank."""
         self.sums.reduce_products()
         self.sums.replace_rows(*self.shares.route(*self.sums.rows()))
 

@@ -67,7 +67,6 @@ class GradientSums:
         self._ids: list[Tensor] = []
         self._rows: list[Tensor] = []
         self._waiting: list[Examples] = []
-        self._summed = False  # some examples are in the sums already
 
     @property
     def c(self) -> Tensor:
@@ -97,7 +96,6 @@ class GradientSums:
             self._ids.append(ids.flatten())
             self._rows.append((ga.unsqueeze(-1) * h.unsqueeze(1)).flatten(0, 1))
         self._waiting.clear()
-        self._summed = True
         if sum(map(len, self._ids)) > _KEEP_PIECES and len(self._ids) > 1:
             self.rows()
 
@@ -116,7 +114,8 @@ class GradientSums:
         """Add up over ranks, the same to the last bit on all of them. Collective."""
         if world_size() == 1:
             return
-        waiting = gather_objects(None if self._summed else self._waiting_examples)
+        # With rows of S there are examples in the sums already, which cannot be sent alone.
+        waiting = gather_objects(None if self._ids else self._waiting_examples)
         if None not in waiting and sum(waiting) < len(self._b):
             self._waiting = self._examples_of_all_ranks(waiting)
         else:

@@ -71,8 +71,7 @@ class NoiseScale(StepPlugin):
             self._squares = found if self._squares is None else self._squares + found
 
     def before_iteration(self, engine: Engine, clock: Clock) -> None:
-        batches = self._batch.global_batch_at(clock.applied) // self._batch.micro_batch
-        self._looking = clock.iteration % self._every == 0 and batches > 1
+        self._looking = clock.iteration % self._every == 0 and self._micro_batches(clock) > 1
         self._squares = None
         self._scale = engine.loss_scale * engine.world_size
 
@@ -88,16 +87,19 @@ class NoiseScale(StepPlugin):
         if result is not StepResult.APPLIED or norm is None:
             return
         # Each was divided by the tokens of the whole batch, as a share of its mean.
-        batches = self._batch.global_batch_at(clock.applied) // self._batch.micro_batch
+        batches = self._micro_batches(clock)
         small = float(squares) * batches / self._scale**2
         found = estimate(small, self._micro_tokens, norm**2, batches * self._micro_tokens)
         self._sums = self._decay * self._sums + (1 - self._decay) * torch.tensor([*found, 1.0])
 
+    def _micro_batches(self, clock: Clock) -> int:
+        """Of the step that `clock` stands before, over all ranks."""
+        return self._batch.global_batch_at(clock.applied) // self._batch.micro_batch
+
     def metrics(self, clock: Clock) -> dict[str, float]:
         squared, trace, weight = self._sums.tolist()
-        if (
-            not weight or squared <= 0 or trace <= 0
-        ):  # few looks, and noise larger than what it is in
+        # After few looks noise may be larger than what it is in.
+        if not weight or squared <= 0 or trace <= 0:
             return {}
         return {
             "noise/scale_tokens": trace / squared,

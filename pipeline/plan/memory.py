@@ -12,7 +12,7 @@ from data_prep.tokenizers import vocabulary_limit
 from pipeline.heads.build import build_head
 from pipeline.models.build import build_backbone, parameter_count
 from pipeline.models.mlstm.cell import RECOMPUTED_STEPS
-from pipeline.models.transformer import TransformerBackbone
+from pipeline.models.transformer import transformer_config
 from pipeline.recipe import Recipe
 from pipeline.recipe.head import SampledHeadConfig, SoftmaxHeadConfig
 from pipeline.recipe.model import MLSTMConfig, TransformerConfig
@@ -74,8 +74,9 @@ def activations_of(recipe: Recipe, width: int) -> float:
     one, two = (_kept_values(recipe, recipe.model, {key: count}) for count in (1, 2))
     a_layer, rest = two - one, 2 * one - two
     if recipe.engine.activation_checkpointing:  # each layer's input, and one layer at a time
-        hidden = _shallow(recipe, recipe.model, {key: 1}).causal_lm.config.hidden_size
-        return tokens * width * (rest + layers * hidden + a_layer)
+        vocabulary = vocabulary_limit(recipe.tokenizer)
+        config = transformer_config(recipe.model, vocabulary, recipe.batch.window_tokens, {})
+        return tokens * width * (rest + layers * config.hidden_size + a_layer)
     return tokens * width * (rest + layers * a_layer)
 
 
@@ -87,20 +88,12 @@ def _layers(section: TransformerConfig) -> tuple[int, str]:
     return int(given or config_class().num_hidden_layers), key
 
 
-def _shallow(
-    recipe: Recipe, section: TransformerConfig, changes: dict[str, Any]
-) -> TransformerBackbone:
-    shallow = section.model_copy(update={"config": section.config | changes})
-    window = recipe.batch.window_tokens
-    backbone = build_backbone(shallow, vocabulary_limit(recipe.tokenizer), window, {})
-    assert isinstance(backbone, TransformerBackbone)
-    return backbone
-
-
 def _kept_values(recipe: Recipe, section: TransformerConfig, changes: dict[str, Any]) -> float:
     """Values per token that autograd keeps of a real forward through few layers."""
     tokens = min(_LOOK_TOKENS, recipe.batch.window_tokens)
-    backbone = _shallow(recipe, section, changes)
+    shallow = section.model_copy(update={"config": section.config | changes})
+    window = recipe.batch.window_tokens
+    backbone = build_backbone(shallow, vocabulary_limit(recipe.tokenizer), window, {})
     weights = {parameter.untyped_storage().data_ptr() for parameter in backbone.parameters()}
     kept: dict[int, Tensor] = {}
 

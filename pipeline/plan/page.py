@@ -57,14 +57,12 @@ def _cost_lines(machine: Machine, cost: Cost) -> list[str]:
         f"{cost.link_bytes / 1e6:,.1f} MB through each node's link",
     ]
     if machine.devices > 1:
+        many = machine.devices > machine.node_devices
+        waiting = f", {machine.waiting:.0%} waiting" if many else ""
         lines.append(
             f"efficiency     {cost.efficiency:.1%}: {machine.devices} devices do the work of "
             f"{machine.devices * cost.efficiency:.1f} ({machine.link_gigabytes:g} GB/s a node"
-            + (
-                f", {machine.waiting:.0%} waiting)"
-                if machine.devices > machine.node_devices
-                else ")"
-            )
+            f"{waiting})"
         )
     lines.append(f"time           {cost.hours:,.2f} hours")
     if cost.money is not None:

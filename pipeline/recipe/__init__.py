@@ -93,11 +93,9 @@ class Recipe(Section):
     def accumulation(self, world_size: int) -> int:
         """Micro-batches a device takes per optimizer step; RecipeError when it has a rest."""
         share = self.batch.micro_batch * world_size
-        named = [("batch.global_batch", self.batch.global_batch)]
-        for key, size in [
-            *named,
-            *(("a batch of batch.ramp", size) for _, size in self.batch.ramp),
-        ]:
+        sizes = [("batch.global_batch", self.batch.global_batch)]
+        sizes += [("a batch of batch.ramp", size) for _, size in self.batch.ramp]
+        for key, size in sizes:
             if size % share:
                 raise RecipeError(
                     f"{key}={size} does not divide into {world_size} devices x "

@@ -169,16 +169,17 @@ class TrainingRun:
         seconds = max(self.meters.train_s - trained_before, 1e-9)
         flops_rate = (self.meters.flops_counted - flops_before) / seconds
         rate = (tokens - tokens_before) / seconds
+        last = max(self.clock.applied - 1, 0)
         metrics: dict[str, Any] = {
             **self._loss_metrics(),
             "train/grad_norm": self.engine.grad_norm if result is StepResult.APPLIED else None,
-            "train/learning_rate": self.learning_rate(max(self.clock.applied - 1, 0)),
+            "train/learning_rate": self.learning_rate(last),
             "train/loss_scale": self.engine.loss_scale if self.dtype == "fp16" else None,
             "train/skipped_steps": self.meters.skipped_steps,
             **self.meters.metrics(),
             "train/epoch": self.loader.order.epoch(self.clock.instances),
             "batch/global_tokens": self.recipe.batch.window_tokens
-            * self.recipe.batch.global_batch_at(max(self.clock.applied - 1, 0)),
+            * self.recipe.batch.global_batch_at(last),
             "perf/tokens_per_sec": rate,
             "perf/tokens_per_sec_per_gpu": rate / world_size(),
             "perf/data_wait_ms": 1000 * self._data_wait_s,

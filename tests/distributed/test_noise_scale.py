@@ -6,24 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.training import train
+from tests.distributed.training import train_recipe
 from tests.pipeline.tiny import metrics, write_recipe
 from tests.ranks import run_ranks
-
-
-def rank_train(rank: int, recipe: str, overrides: list[str]) -> None:
-    from pipeline.recipe import load_recipe
-    from pipeline.train.engine import init_distributed
-    from pipeline.train.start import start_run
-
-    init_distributed(2)
-    train(start_run(load_recipe(recipe, overrides)))
 
 
 def measured(folder: Path, name: str, ranks: int, *overrides: str) -> list[float]:
     """Both parts at the last step."""
     recipe = str(write_recipe(folder, "mlstm", optim__noise_every_steps=1))
-    run_ranks(ranks, rank_train, recipe, [f"run.name={name}", *overrides])
+    run_ranks(ranks, train_recipe, recipe, [f"run.name={name}", *overrides])
     last = [line for line in metrics(folder / "runs" / name) if "train/loss" in line][-1]
     return [last["noise/trace"], last["noise/gradient_squared"]]
 

@@ -6,20 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.training import train
+from tests.distributed.training import train_recipe
 from tests.pipeline.tiny import losses, write_recipe
 from tests.ranks import run_ranks
-
-
-def rank_train(rank: int, recipe: str, overrides: list[str], stop_at: int | None) -> None:
-    from pipeline.recipe import load_recipe
-    from pipeline.train.engine import init_distributed
-    from pipeline.train.start import start_run
-
-    init_distributed(2)
-    run = start_run(load_recipe(recipe, overrides))
-    train(run, None if stop_at is None else lambda: run.clock.applied >= stop_at - 1)
-
 
 SGD = ["optim.name=sgd", "optim.options={momentum: 0.9}", "optim.lr=0.05"]
 LONG = pytest.mark.long
@@ -35,11 +24,11 @@ def test_two_ranks_are_one_and_a_resumed_run_is_whole(
     tmp_path: Path, optimizer: list[str], stage: int
 ) -> None:
     recipe = str(write_recipe(tmp_path, "mlstm", engine__zero_stage=stage))
-    run_ranks(1, rank_train, recipe, ["run.name=one", "engine.zero_stage=0", *optimizer], None)
-    run_ranks(2, rank_train, recipe, ["run.name=two", *optimizer], None)
+    run_ranks(1, train_recipe, recipe, ["run.name=one", "engine.zero_stage=0", *optimizer], None)
+    run_ranks(2, train_recipe, recipe, ["run.name=two", *optimizer], None)
     straight = losses(tmp_path / "runs/two")
     assert straight == pytest.approx(losses(tmp_path / "runs/one"), abs=5e-5)
     assert len(straight) == 6 and straight[-1] < straight[0]
-    run_ranks(2, rank_train, recipe, ["run.name=cut", *optimizer], 3)
-    run_ranks(2, rank_train, recipe, ["run.name=cut", "run.resume=must", *optimizer], None)
+    run_ranks(2, train_recipe, recipe, ["run.name=cut", *optimizer], 3)
+    run_ranks(2, train_recipe, recipe, ["run.name=cut", "run.resume=must", *optimizer], None)
     assert losses(tmp_path / "runs/cut") == straight

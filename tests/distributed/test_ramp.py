@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.training import train
+from tests.distributed.training import train_recipe
 from tests.pipeline.tiny import losses, metrics, write_recipe
 from tests.ranks import run_ranks
 
@@ -14,22 +14,12 @@ from tests.ranks import run_ranks
 RAMP = [[250, 4]]
 
 
-def rank_train(rank: int, recipe: str, overrides: list[str], stop_at: int | None) -> None:
-    from pipeline.recipe import load_recipe
-    from pipeline.train.engine import init_distributed
-    from pipeline.train.start import start_run
-
-    init_distributed(2)
-    run = start_run(load_recipe(recipe, overrides))
-    train(run, None if stop_at is None else lambda: run.clock.applied >= stop_at - 1)
-
-
 def trained(
     folder: Path, name: str, ranks: int, *overrides: str, stop_at: int | None = None
 ) -> list[float]:
     recipe = str(write_recipe(folder, "transformer", run__steps=8, optim__decay="none"))
     changes = [f"run.name={name}", "model.config.resid_pdrop=0", "model.config.embd_pdrop=0"]
-    run_ranks(ranks, rank_train, recipe, [*changes, *overrides], stop_at)
+    run_ranks(ranks, train_recipe, recipe, [*changes, *overrides], stop_at)
     return losses(folder / "runs" / name)
 
 

@@ -6,20 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.training import train
+from tests.distributed.training import train_recipe
 from tests.pipeline.tiny import losses, write_recipe
 from tests.ranks import run_ranks
 
 LONG = pytest.mark.long
-
-
-def rank_train(rank: int, recipe: str, overrides: list[str]) -> None:
-    from pipeline.recipe import load_recipe
-    from pipeline.train.engine import init_distributed
-    from pipeline.train.start import start_run
-
-    init_distributed(2)
-    train(start_run(load_recipe(recipe, overrides)))
 
 
 @pytest.mark.parametrize(
@@ -32,7 +23,7 @@ def test_losses_stay_the_same(tmp_path: Path, kind: str, stage: int) -> None:
     recipe = str(write_recipe(tmp_path, kind, engine__zero_stage=stage))
     for name, on in (("plain", "false"), ("again", "true")):
         run_ranks(
-            2, rank_train, recipe, [f"run.name={name}", f"engine.activation_checkpointing={on}"]
+            2, train_recipe, recipe, [f"run.name={name}", f"engine.activation_checkpointing={on}"]
         )
     found, wanted = (losses(tmp_path / "runs" / name) for name in ("again", "plain"))
     assert found == pytest.approx(wanted, rel=1e-5) and len(found) == 6

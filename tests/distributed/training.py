@@ -20,3 +20,14 @@ def train(run: Any, stop: Callable[[], bool] | None = None) -> None:
         pass
     run.loader.close()
     run.monitor.close()
+
+
+def train_recipe(rank: int, path: str, overrides: list[str], stop_at: int | None = None) -> None:
+    """What `run_ranks` runs to train a recipe, asked to stop when `stop_at` steps are applied."""
+    from pipeline.recipe import load_recipe
+    from pipeline.train.engine import init_distributed
+    from pipeline.train.start import start_run
+
+    init_distributed(2)
+    run = start_run(load_recipe(path, overrides))
+    train(run, None if stop_at is None else lambda: run.clock.applied >= stop_at - 1)

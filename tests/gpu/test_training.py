@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.recipe import load_recipe
-from tests.distributed.training import train
+from tests.distributed.training import train_recipe
 from tests.pipeline.tiny import losses, metrics, write_recipe
 
 pytestmark = [
@@ -34,13 +33,7 @@ def alone() -> None:
 
 def trained(recipe: Path, name: str, *overrides: str, stop_at: int | None = None) -> list[float]:
     """Losses by step; a loss that was no number is left out of them."""
-    from pipeline.train.engine import init_distributed
-    from pipeline.train.start import start_run
-
-    init_distributed(2)
-    loaded = load_recipe(str(recipe), [f"run.name={name}", *overrides])
-    run = start_run(loaded)
-    train(run, None if stop_at is None else lambda: run.clock.applied >= stop_at - 1)
+    train_recipe(0, str(recipe), [f"run.name={name}", *overrides], stop_at)
     return losses(recipe.parent / "runs" / name)
 
 

@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .window import MLSTMWindow, RecomputedMLSTMWindow
+from .window import MLSTMWindow
 from .window_cpu import Pool
 
 RECOMPUTED_STEPS = 32  # computed again at once, and kept for backward meanwhile
@@ -81,14 +81,14 @@ class MultiplicativeLSTMLayer(nn.Module):
         c, h = state.unbind(1)
         steps_first = x.transpose(0, 1).contiguous()
         if not self.recomputes:
-            hidden, c = MLSTMWindow.apply(steps_first, *weights, c, h, resets, self._pool)
+            hidden, c = MLSTMWindow.apply(steps_first, *weights, c, h, resets, self._pool, False)
             return hidden, torch.stack([c, hidden[:, -1]], dim=1)
         parts = []
         for first in range(0, len(steps_first), RECOMPUTED_STEPS):
             steps = slice(first, first + RECOMPUTED_STEPS)
             part_resets = None if resets is None else resets[:, steps]
-            part, c = RecomputedMLSTMWindow.apply(
-                steps_first[steps], *weights, c, h, part_resets, self._pool
+            part, c = MLSTMWindow.apply(
+                steps_first[steps], *weights, c, h, part_resets, self._pool, True
             )
             h = part[:, -1]
             parts.append(part)
