@@ -67,6 +67,36 @@ def shape_logits(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
+def chunk_losses(
+    logits: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    scale: float,
+    softcap: float | None,
+    train: bool,
+) -> tuple[Tensor, Tensor]:
+    """Weighted cross-entropies (N,) fp32 of logits (N, V), which are used up, and with `train` the
+    gradient of their sum with respect to the logits."""
+    if logits.device.type == "cuda":
+        from pipeline.heads.softmax_kernel import row_losses
+
+        return row_losses(logits, targets, weights, scale, softcap, train), logits
+    shaped = shape_logits(logits.float(), scale, softcap)
+    log_z = shaped.logsumexp(dim=1)
+    losses = (log_z - shaped.gather(1, targets.unsqueeze(1)).squeeze(1)) * weights
+    if not train:
+        return losses, shaped
+    # d loss / d shaped logits = weight * (softmax - one-hot), then through the shaping.
+    slope = (shaped - log_z.unsqueeze(1)).exp_()
+    slope[torch.arange(len(targets), device=logits.device), targets] -= 1
+    slope *= weights.unsqueeze(1)
+    if softcap is not None:
+        slope *= 1 - (shaped / softcap) ** 2
+    if scale != 1.0:
+        slope *= scale
+    return losses, slope
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Sum of weighted cross-entropies; gradients of all inputs are made in the forward pass."""
 
@@ -90,23 +120,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if train and bias is not None else None
         for first in range(0, hidden.shape[0], chunk):
             rows = slice(first, first + chunk)
-            logits = product(hidden[rows], weight, bias).float()
-            shaped = shape_logits(logits, scale, softcap)
-            log_z = shaped.logsumexp(dim=1)
-            picked = shaped.gather(1, targets[rows].unsqueeze(1)).squeeze(1)
-            loss_sum += ((log_z - picked) * weights[rows]).sum()
+            logits = product(hidden[rows], weight, bias)
+            losses, d_logits = chunk_losses(
+                logits, targets[rows], weights[rows], scale, softcap, train
+            )
+            loss_sum += losses.sum()
             if not train:
                 continue
-            # d loss / d shaped logits = weight * (softmax - one-hot), then through the shaping.
-            d_logits = (shaped - log_z.unsqueeze(1)).exp_()
-            d_logits[torch.arange(len(picked), device=hidden.device), targets[rows]] -= 1
-            d_logits *= weights[rows].unsqueeze(1)
-            if softcap is not None:
-                d_logits *= 1 - (shaped / softcap) ** 2
-            if scale != 1.0:
-                d_logits *= scale
             if d_bias is not None:
-                d_bias += d_logits.sum(dim=0)
+                d_bias += d_logits.sum(dim=0, dtype=torch.float32)
             d_logits = d_logits.to(hidden.dtype)
             assert d_hidden is not None and d_weight is not None
             d_hidden[rows] = product(d_logits, weight.t())

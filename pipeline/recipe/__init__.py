@@ -130,6 +130,19 @@ def load_grid(path: str | Path) -> GridConfig:
     return validate(GridConfig, tree["grid"], "grid")
 
 
+def _check_compile(recipe: Recipe) -> None:
+    reasons = {
+        "model.kind=mlstm: it has kernels of its own": recipe.recurrent,
+        "sparsity.kind=mixed: masks change while it trains": isinstance(
+            recipe.sparsity, MixedConfig
+        ),
+        "engine.zero_stage=3: weights are gathered layer by layer": recipe.engine.zero_stage == 3,
+    }
+    for reason, holds in reasons.items():
+        if recipe.engine.compile and holds:
+            raise RecipeError(f"engine.compile with {reason}; set engine.compile=false")
+
+
 def _cross_check(recipe: Recipe) -> None:
     if recipe.batch.ramp and recipe.recurrent:
         raise RecipeError(
@@ -141,6 +154,7 @@ def _cross_check(recipe: Recipe) -> None:
             "batch.ramp with sparsity.kind=mixed: the plan's phases are shares of updates, whose "
             "tokens would differ; remove one of them"
         )
+    _check_compile(recipe)
     warmup = recipe.optim.warmup_length(recipe.batch)
     if warmup >= recipe.run.steps and warmup:
         named = "steps" if recipe.optim.warmup_tokens is None else "tokens"

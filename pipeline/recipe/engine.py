@@ -22,6 +22,11 @@ class EngineConfig(Section):
         description="compute activations again in backward instead of keeping them: a third more "
         "time for a fraction of their memory",
     )
+    compile: bool = Field(
+        default=False,
+        description="Transformers, ZeRO 0 to 2: let torch.compile fuse the model's operations; a "
+        "minute or two more at the start",
+    )
     timeout_minutes: float = Field(
         default=30, gt=0, description="longest wait for another rank before giving up"
     )

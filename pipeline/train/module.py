@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from data_prep.shards import Prepared
 from pipeline.heads.build import build_head, check_head
 from pipeline.models.build import build_backbone
+from pipeline.models.compile import compile_layers
 from pipeline.protocols import Backbone, Head
 from pipeline.recipe import Recipe
 
@@ -45,4 +46,6 @@ def build_module(recipe: Recipe, prepared: Prepared) -> TrainModule:
     check_head(head, backbone)
     if recipe.engine.activation_checkpointing:
         backbone.recompute_activations()
+    if recipe.engine.compile:
+        compile_layers(backbone.causal_lm)
     return TrainModule(backbone, head)
