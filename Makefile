@@ -39,7 +39,7 @@ test-long: setup-dev
 	$(PY) -m pytest
 
 test-gpu: setup-dev
-	$(PY) -m pytest -m gpu tests/gpu tests/pipeline/test_mlstm_gpu.py tests/pipeline/test_sparse_linear.py
+	$(PY) -m pytest -m gpu tests/gpu tests/pipeline
 
 check: setup-dev
 	$(PY) -m ruff check .

@@ -2,11 +2,11 @@
 
     python benchmarks/gpt2.py [--quick] [--json FILE] [--device cpu|cuda]
 
-For a GPU of 80 GB. Ours is the loop as a run has it, at ZeRO 1, with the model compiled and the
+For a GPU of 80 GB. Ours is the loop as a run has it, at ZeRO 1, with the layers compiled and the
 head of `--library`. Peers in the same run: the same model of `transformers` under autocast with
-fused AdamW, its layers and cross-entropy compiled (`bare-loop`) and as it is (`bare-loop-eager`). The last row sets our FLOPs
-against what square products of bf16 matrices reach on the same device. Without a GPU, and with
-`--quick` there, a functional check on a small model.
+fused AdamW, as it is (`bare-loop-eager`), and with its layers and the cross-entropy compiled
+(`bare-loop`). The last row sets our FLOPs against what square products of bf16 matrices reach on
+the same device. Without a GPU, and with `--quick`, a functional check on a small model.
 """
 
 from __future__ import annotations

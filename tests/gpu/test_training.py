@@ -81,6 +81,14 @@ def test_a_run_on_a_gpu_is_the_processors_run(tmp_path: Path, kind: str) -> None
     assert ours == pytest.approx(losses(tmp_path / "runs/cpu"), rel=1e-4)
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_compiled_layers_train_as_others_do(tmp_path: Path, stage: int) -> None:
+    recipe = write_recipe(tmp_path, "transformer", engine__zero_stage=stage)
+    plain = trained(recipe, "plain", *NO_DROPOUT)
+    compiled = trained(recipe, "compiled", "engine.compile=true", *NO_DROPOUT)
+    assert compiled == pytest.approx(plain, rel=5e-3)
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_triton_blocks_train_as_masked_products_do(tmp_path: Path, dtype: str) -> None:
     """Through topology updates, sparse attention, and the return to dense."""
