@@ -12,10 +12,12 @@ What happens: recipe -> prepared shards -> model and head -> DeepSpeed engine ->
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from data_prep.errors import run_main
-from pipeline.environment import prepare_environment
+from data_prep.manifest import write_atomic
+from pipeline.environment import EXIT_CODE_FILE, prepare_environment
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -59,5 +61,14 @@ def main(argv: list[str]) -> None:
         pretrain(recipe)
 
 
+def tell_supervisor(code: int) -> None:
+    """Leave the exit code where a supervisor looks for it: launchers change it."""
+    path = os.environ.get(EXIT_CODE_FILE)
+    if path and os.environ.get("RANK", "0") == "0":
+        write_atomic(path, str(code))
+
+
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    exit_code = run_main(main)
+    tell_supervisor(exit_code)
+    sys.exit(exit_code)

@@ -131,11 +131,17 @@ class FileRecord:
     xxh3: str | None = None
 
     @classmethod
-    def of(cls, path: Path | str, relative_to: Path | None = None) -> FileRecord:
-        """Record the file at `path`; its name is kept relative to `relative_to` when given."""
+    def of(
+        cls, path: Path | str, relative_to: Path | None = None, fast: bool = False
+    ) -> FileRecord:
+        """Record the file at `path`; its name is kept relative to `relative_to` when given. `fast`
+        takes the xxh3, for large files of our own."""
         path = Path(path)
         name = path.relative_to(relative_to).as_posix() if relative_to else str(path)
         status = path.stat()
+        if fast:
+            digest = _digest(path, xxhash.xxh3_128())
+            return cls(name, status.st_size, status.st_mtime_ns, xxh3=digest)
         return cls(name, status.st_size, status.st_mtime_ns, sha256_file(path))
 
     def as_json(self) -> dict[str, Any]:

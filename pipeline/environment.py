@@ -16,6 +16,12 @@ from pathlib import Path
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
+# What a supervisor tells the processes it starts: its process id, and where they leave the exit
+# code that their launcher will change.
+SUPERVISOR = "PIPELINE_SUPERVISOR"
+EXIT_CODE_FILE = "PIPELINE_EXIT_CODE_FILE"
+
+
 def prepare_environment() -> None:
     """Fill what the launcher left open. Never overwrites a variable the user set."""
     _from_slurm()

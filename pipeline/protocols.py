@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -98,8 +97,11 @@ class Engine(Protocol):
     def get_moment(self, parameter: nn.Parameter, key: str) -> Tensor | None: ...
     def set_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None: ...
 
-    def save(self, folder: Path, tag: str) -> None: ...
-    def load(self, folder: Path, tag: str) -> None: ...
+    def snapshot(self, copy: bool) -> Any:
+        """What this rank has to save, a `pipeline.train.piece_files.Snapshot`."""
+
+    def restore(self, saved: Any) -> None:
+        """Go on from a `pipeline.train.piece_files.SavedPieces`."""
 
 
 class Head(nn.Module, ABC):

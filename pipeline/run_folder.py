@@ -5,6 +5,7 @@ runs/NAME/
   command.txt  env.json             how and where it ran
   metrics.jsonl  tb/                one JSON object a line; TensorBoard beside it
   logs/  status.json                state, step and reason; written last
+  lock  position                    whose the folder is, and which step was begun last
   checkpoints/global_stepN/ latest  see docs/resume.md
   export/  evals/  finetune/        what later stages made
   stages/STAGE.json                 the manifest of each finished stage
@@ -73,6 +74,20 @@ class RunFolder:
     def stop_file(self) -> Path:
         """Creating this file asks a training run to stop and save."""
         return self.root / "STOP"
+
+    @property
+    def position(self) -> Path:
+        """Where training is, rewritten before every step."""
+        return self.root / "position"
+
+    def read_position(self) -> tuple[int, int, int] | None:
+        """(applied steps, first instance, instance after the last) of the step that was begun last;
+        None before the first."""
+        try:
+            step, first, end = self.position.read_text("ascii").split()
+            return int(step), int(first), int(end)
+        except (FileNotFoundError, ValueError):
+            return None
 
     def read_metrics(self) -> Iterator[dict[str, Any]]:
         """Lines of metrics.jsonl in order; a half-written last line is left out."""

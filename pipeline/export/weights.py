@@ -1,21 +1,13 @@
-"""Weights of a checkpoint: fp32 tensors by parameter name, whatever ZeRO stage saved them.
-
-From stage 1 on DeepSpeed's own converter puts the fp32 masters of all ranks together. Stage 0 keeps
-the whole module in one file; in half precision those are the rounded weights that the forward pass
-used, since the masters beside them carry no names.
-"""
+"""Weights of a checkpoint: fp32 tensors by parameter name, whatever ZeRO stage saved them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from data_prep.errors import DataError
-from pipeline.train.state import read_trainer
-
-_WHOLE_MODULE = "mp_rank_00_model_states.pt"
+from pipeline.train.piece_files import SavedPieces
 
 
 def read_weights(checkpoint: Path) -> dict[str, Tensor]:
@@ -27,25 +19,6 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
     if not (checkpoint / "manifest.json").is_file():
         hint = "it is not a finished checkpoint: name another in export.checkpoint"
         raise DataError(f"{checkpoint} holds no manifest.json; {hint}")
-    stage = read_trainer(checkpoint)["zero_stage"]
-    try:
-        weights = _whole(checkpoint) if stage == 0 else _partitioned(checkpoint)
-    # What a damaged pickle or zip raises is not specified: every kind of error has been seen.
-    except Exception as error:
-        hint = "restore it or name another in export.checkpoint"
-        raise DataError(
-            f"{checkpoint}: weights of ZeRO stage {stage} cannot be read ({error}); {hint}"
-        ) from error
-    return {name: tensor.float() for name, tensor in weights.items()}
-
-
-def _whole(checkpoint: Path) -> dict[str, Tensor]:
-    # The file also holds optimizer state as plain Python objects, which weights_only would refuse.
-    content = torch.load(checkpoint / _WHOLE_MODULE, map_location="cpu", weights_only=False)
-    return content["module"]
-
-
-def _partitioned(checkpoint: Path) -> dict[str, Tensor]:
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    saved = SavedPieces.open(checkpoint)
+    weights = {name: saved.whole(name).float() for name in saved.shapes}
+    return weights | {name: weights[first] for name, first in saved.about["tied"].items()}

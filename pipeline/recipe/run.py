@@ -25,3 +25,15 @@ class RunConfig(Section):
     stop_after_minutes: float | None = Field(
         default=None, gt=0, description="stop and save after this long, exit code 75"
     )
+    processes: int | None = Field(
+        default=None,
+        ge=1,
+        description="processes that `python -m pipeline pretrain` starts on this machine; null = one "
+        "for each GPU, or one",
+    )
+    max_restarts: int = Field(
+        default=3,
+        ge=0,
+        description="crashes without a new checkpoint in between after which `python -m pipeline "
+        "pretrain` gives up; a step that crashes twice ends it at once",
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from data_prep.errors import DataError, Diverged, PipelineError, RecipeError, St
 from data_prep.manifest import write_atomic
 from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder, StageOutput
+from pipeline.stages.supervise import Supervisor
 
 _ERRORS: dict[int, type[PipelineError]] = {
     error.exit_code: error for error in (RecipeError, DataError, Diverged, StoppedAndSaved)
@@ -17,7 +17,7 @@ _ERRORS: dict[int, type[PipelineError]] = {
 
 
 def launch_pretrain(recipe: Recipe) -> StageOutput:
-    """Train in processes of their own: one on a CPU or a single GPU, else one for each GPU.
+    """Train in processes of their own (`run.processes`), restarted when they crash.
 
     Raises the error that belongs to the exit code.
     """
@@ -25,7 +25,8 @@ def launch_pretrain(recipe: Recipe) -> StageOutput:
     folder.root.mkdir(parents=True, exist_ok=True)
     resolved = folder.root / "recipe.yaml"
     write_atomic(resolved, recipe.to_yaml())
-    code = subprocess.run(_command(resolved), check=False).returncode
+    command = _command(resolved, recipe.run.processes)
+    code = Supervisor(command, folder, recipe.run.max_restarts).run()
     if code == 130:
         raise KeyboardInterrupt
     if code != 0:
@@ -52,12 +53,12 @@ def launch_pretrain(recipe: Recipe) -> StageOutput:
     )  # fmt: skip
 
 
-def _command(recipe: Path) -> list[str]:
+def _command(recipe: Path, processes: int | None) -> list[str]:
     import torch
 
     script = str(Path(__file__).resolve().parents[2] / "run_pretrain.py")
-    gpus = torch.cuda.device_count()
-    if gpus > 1:
+    processes = processes or max(1, torch.cuda.device_count())
+    if processes > 1:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        return [*torchrun, f"--nproc_per_node={gpus}", script, str(recipe)]
+        return [*torchrun, f"--nproc_per_node={processes}", script, str(recipe)]
     return [sys.executable, script, str(recipe)]

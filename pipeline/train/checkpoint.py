@@ -1,12 +1,12 @@
 """Checkpoints that are either whole or not there.
 
-    checkpoints/global_stepN/   DeepSpeed's files, trainer.json, plugins/NAME.safetensors,
+    checkpoints/global_stepN/   state/rankR.safetensors, trainer.json, plugins/NAME.safetensors,
                                 rng/rankR.safetensors, manifest.json
-    checkpoints/latest          the tag of the newest one, for DeepSpeed's own tools
+    checkpoints/latest          the tag of the newest one
 
 A save goes to `global_stepN.tmp`; the manifest with every file's size and hash is written last,
-then the folder gets its name, then `latest` moves. DeepSpeed alone writes in place and moves
-`latest` before the other ranks have finished. A folder without a valid manifest is never loaded.
+then the folder gets its name, then `latest` moves. A folder without a valid manifest is never
+loaded. Weights and optimizer, which are most of it, are written by a thread while training goes on.
 """
 
 from __future__ import annotations
@@ -15,39 +15,106 @@ import json
 import re
 import shutil
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import DataError, RecipeError
+from data_prep.errors import DataError, PipelineError, RecipeError
 from data_prep.manifest import FileRecord, read_manifest, write_atomic
-from pipeline.ranks import agree, barrier, from_rank0, gather_objects, rank, world_size
+from pipeline.ranks import agree, from_rank0, gather_objects, rank, world_size
+from pipeline.recipe.checkpoint import CheckpointConfig
 
 _TAG = re.compile(r"global_step(\d+)(\.previous)?")
+_SPARE_BYTES = 16 << 20  # for what is small, and for rounding
 
 
 def tag_of(applied: int) -> str:
     return f"global_step{applied}"
 
 
-def commit(checkpoints: Path, tag: str, keep_last: int) -> None:
-    """Turn the finished `tag.tmp` into a checkpoint and drop the oldest. Collective."""
-    folder = checkpoints / f"{tag}.tmp"
-    barrier()
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    # Every rank hashes its share of the files.
-    mine = agree(
-        lambda: [
-            FileRecord.of(path, relative_to=folder).as_json()
-            for path in files[rank() :: world_size()]
-        ]
-    )
-    records = [record for part in gather_objects(mine) for record in part]
-    from_rank0(lambda: _publish(checkpoints, tag, records, keep_last))
+class Saving:
+    """A save whose large files are being written; `commit` makes a checkpoint of it."""
+
+    def __init__(self, checkpoints: Path, tag: str, write: Callable[[], list[FileRecord]]) -> None:
+        self.checkpoint = checkpoints / tag
+        self._write = write
+        self._records: list[FileRecord] = []
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True, name=f"save {tag}")
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._records = self._write()
+        except Exception as error:  # whatever it is, `commit` tells all ranks
+            self._error = error
+
+    @property
+    def written(self) -> bool:
+        """Whether this rank has nothing left to write."""
+        return not self._thread.is_alive()
+
+    def commit(self, keep: CheckpointConfig) -> None:
+        """Wait for all ranks, publish, and drop what is too old. Collective.
+
+        PipelineError on every rank when one of them could not write: nothing is published, and
+        what stood before still stands.
+        """
+        folder = self.checkpoint.with_name(f"{self.checkpoint.name}.tmp")
+        own = agree(self._own_records)  # every rank has written when this returns
+        large = [record for part in gather_objects(own) for record in part]
+        known = {folder / record["path"] for record in large}
+        small = sorted(p for p in folder.rglob("*") if p.is_file() and p not in known)
+        mine = agree(
+            lambda: [
+                FileRecord.of(path, relative_to=folder).as_json()
+                for path in small[rank() :: world_size()]
+            ]
+        )
+        records = large + [record for part in gather_objects(mine) for record in part]
+        from_rank0(lambda: _publish(folder, self.checkpoint, records, keep))
+
+    def _own_records(self) -> list[dict[str, Any]]:
+        self._thread.join()
+        if self._error is not None:
+            raise PipelineError(
+                f"{self.checkpoint} could not be written ({self._error}): free some space or mend "
+                "the folder, and run the same command; earlier checkpoints still stand"
+            ) from self._error
+        return [record.as_json() for record in self._records]
 
 
-def _publish(checkpoints: Path, tag: str, records: list[dict[str, Any]], keep_last: int) -> None:
-    folder, final = checkpoints / f"{tag}.tmp", checkpoints / tag
-    manifest = {"format": 1, "tag": tag, "files": sorted(records, key=lambda r: r["path"])}
+def begin(checkpoints: Path, tag: str, size: int) -> Path:
+    """An empty `tag.tmp` folder for all ranks to write `size` bytes into. Collective.
+
+    PipelineError when there is no room for them.
+    """
+
+    def make() -> Path:
+        folder = checkpoints / f"{tag}.tmp"
+        for leftover in checkpoints.glob("global_step*.tmp"):  # of saves that were killed
+            shutil.rmtree(leftover)
+        for part in ("state", "plugins", "rng"):
+            (folder / part).mkdir(parents=True)
+        free = shutil.disk_usage(folder).free
+        if free < size + _SPARE_BYTES:
+            shutil.rmtree(folder)
+            raise PipelineError(
+                f"{checkpoints} has {free / 1e9:.2f} GB free, a checkpoint takes {size / 1e9:.2f} "
+                "GB: free some space, or lower checkpoint.keep_last, and run the same command; "
+                "earlier checkpoints still stand"
+            )
+        return folder
+
+    return from_rank0(make)
+
+
+def _publish(
+    folder: Path, final: Path, records: list[dict[str, Any]], keep: CheckpointConfig
+) -> None:
+    checkpoints, tag = final.parent, final.name
+    manifest = {"format": 2, "tag": tag, "files": sorted(records, key=lambda r: r["path"])}
     write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     if final.exists():
         # As many applied steps as an earlier save: that one stays loadable until this one stands.
@@ -56,8 +123,17 @@ def _publish(checkpoints: Path, tag: str, records: list[dict[str, Any]], keep_la
     folder.rename(final)
     write_atomic(checkpoints / "latest", tag)
     _remove(checkpoints / f"{tag}.previous")
-    for path in list_checkpoints(checkpoints)[keep_last:]:
-        _remove(path)
+    _prune(final, keep)
+
+
+def _prune(newest: Path, keep: CheckpointConfig) -> None:
+    """Remove what is older than the newest `keep_last`, of which `newest` is one. What claims to be
+    of a later step was passed over as damaged when this run began, and is left to be looked at."""
+    step = _step_of(newest)
+    older = [path for path in list_checkpoints(newest.parent) if _step_of(path) < step]
+    for path in older[keep.keep_last - 1 :]:
+        if not keep.keep_every_steps or _step_of(path) % keep.keep_every_steps:
+            _remove(path)
 
 
 def _remove(folder: Path) -> None:
@@ -68,18 +144,10 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(doomed)
 
 
-def begin(checkpoints: Path, tag: str) -> Path:
-    """An empty `tag.tmp` folder for all ranks to write into. Collective."""
-
-    def make() -> Path:
-        folder = checkpoints / f"{tag}.tmp"
-        for leftover in checkpoints.glob("global_step*.tmp"):  # of saves that were killed
-            shutil.rmtree(leftover)
-        (folder / "plugins").mkdir(parents=True)
-        (folder / "rng").mkdir()
-        return folder
-
-    return from_rank0(make)
+def _step_of(checkpoint: Path) -> int:
+    match = _TAG.fullmatch(checkpoint.name)
+    assert match is not None  # only folders of such names are listed
+    return int(match[1])
 
 
 def list_checkpoints(checkpoints: Path) -> list[Path]:

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from data_prep.errors import RecipeError
 from pipeline.clock import StepResult
-from pipeline.train import zero_state
+from pipeline.train import pieces, zero_state
+from pipeline.train.piece_files import SavedPieces, Snapshot, snapshot
 
 
 def init_distributed(timeout_minutes: float) -> None:
@@ -200,12 +201,24 @@ class DeepSpeedEngine:
 
     # Checkpoints ----------------------------------------------------------------------------
 
-    def save(self, folder: Path, tag: str) -> None:
-        """DeepSpeed's files into `folder/tag`; its own `latest` is never written (ours is last)."""
-        self._ds.save_checkpoint(str(folder), tag=tag, save_latest=False)
+    def snapshot(self, copy: bool) -> Snapshot:
+        """What this rank has to save of weights, optimizer and loss scale."""
+        held = pieces.pieces(self._ds, self._stage, self.module)
+        about = {
+            "groups": zero_state.group_numbers(self._ds),
+            "loss_scale": zero_state.scaler_numbers(self._ds),
+            "tied": pieces.tied_names(self.module),
+        }
+        return snapshot(pieces.to_write(held), about, copy)
 
-    def load(self, folder: Path, tag: str) -> None:
-        loaded, _ = self._ds.load_checkpoint(str(folder), tag=tag)
-        if loaded is None:
-            raise FileNotFoundError(f"DeepSpeed found nothing to load in {folder / tag}")
+    def restore(self, saved: SavedPieces) -> None:
+        if saved.has_optimizer_state:
+            pieces.make_optimizer_state(self._ds, self._stage)
+        for piece in pieces.pieces(self._ds, self._stage, self.module):
+            saved.fill(piece)
+        pieces.refresh_forward_weights(self._ds, self._stage, self.module, saved.whole)
+        groups = zero_state.inner_optimizer(self._ds).param_groups
+        for group, numbers in zip(groups, saved.about["groups"], strict=True):
+            group |= numbers
+        zero_state.set_scaler_numbers(self._ds, saved.about["loss_scale"])
         zero_state.link_moments(self._ds, self._stage)

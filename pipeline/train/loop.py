@@ -31,6 +31,8 @@ def train(run: TrainingRun) -> None:
         result = train_step(run)
         run.meters.train_s += perf_counter() - began
         overflows = overflows + 1 if result is StepResult.OVERFLOW else 0
+        if run.save_is_written:
+            run.finish_save()
         applied = run.clock.applied if result is StepResult.APPLIED else 0
         if not applied or _due(applied, recipe.run.log_every_steps, recipe.run.steps):
             run.log_step(result)
@@ -44,11 +46,13 @@ def train(run: TrainingRun) -> None:
             _stop(run)
     if run.stopping:  # asked for in the very last step: there is nothing left to stop
         run.save()
+    run.finish_save()
 
 
 def train_step(run: TrainingRun) -> StepResult:
     """One global batch: forward and backward of every micro-batch, then one optimizer step."""
     clock, engine = run.clock, run.engine
+    run.begin_step()
     if run.is_skipped(clock.instances):
         run.lanes.zero()
         run.share(torch.zeros(2, device=engine.device))
@@ -112,6 +116,7 @@ def _due(applied: int, every: int, total: int) -> bool:
 
 def _stop(run: TrainingRun) -> None:
     run.save()
+    run.finish_save()
     run.monitor.say(
         f"stopped at step {run.clock.applied}: {run.stop.reason or 'asked by another rank'}"
     )

@@ -7,6 +7,7 @@ that the file reads like that of an uninterrupted run.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from time import strftime
@@ -28,6 +29,7 @@ class Monitor:
             return
         _cut_after(folder, clock)
         self._file = folder.metrics.open("a", encoding="utf-8")
+        self._position = os.open(folder.position, os.O_WRONLY | os.O_CREAT, 0o644)
         from torch.utils.tensorboard import SummaryWriter
 
         self._board = SummaryWriter(folder.root / "tb", purge_step=clock.applied)
@@ -45,6 +47,11 @@ class Monitor:
         self._file.flush()
         for key, value in values.items():
             self._board.add_scalar(key, value, clock.applied)
+
+    def at(self, applied: int, first: int, end: int) -> None:
+        """Keep the position of the step that begins where a kill leaves it to be read."""
+        if self._writes:
+            os.pwrite(self._position, b"%15d %20d %20d\n" % (applied, first, end), 0)
 
     def say(self, text: str) -> None:
         """A line on rank 0's console."""
@@ -74,6 +81,7 @@ class Monitor:
 
     def close(self) -> None:
         if self._writes:
+            os.close(self._position)
             self._file.close()
             self._board.close()
 

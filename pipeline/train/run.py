@@ -19,14 +19,15 @@ from pipeline.data.order import LaneOrder, ShuffledOrder
 from pipeline.data.units import loss_units
 from pipeline.optim.schedule import learning_rate
 from pipeline.protocols import Engine, StepPlugin
-from pipeline.ranks import barrier, from_rank0, rank, world_size
+from pipeline.ranks import barrier, from_rank0, gather_objects, rank, world_size
 from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder
 from pipeline.seeds import derive_key
-from pipeline.train import checkpoint, state
+from pipeline.train import checkpoint, piece_files, state
 from pipeline.train.evaluation import Evaluator
 from pipeline.train.flops import peak_flops
 from pipeline.train.lanes import LaneStates
+from pipeline.train.lock import RunLock
 from pipeline.train.module import TrainModule
 from pipeline.train.monitor import Monitor
 from pipeline.train.stop import StopRequest
@@ -83,11 +84,13 @@ class TrainingRun:
         plugins: list[StepPlugin],
         dtype: str,
         resume_from: Path | None,
+        lock: RunLock | None,
     ) -> None:
         self.recipe, self.module, self.engine, self.plugins = recipe, module, engine, plugins
         self.folder = RunFolder(recipe.run_folder)
         self.clock, self.meters = Clock(), Meters()
         self.dtype = dtype
+        self._lock = lock  # rank 0's
         self._prepared = prepared
         self._skip = [tuple(r) for r in recipe.batch.skip_instances]
         self._train_split = prepared.split("train")
@@ -106,6 +109,9 @@ class TrainingRun:
         self.stop = StopRequest(self.folder.stop_file, recipe.run.stop_after_minutes)
         self.stopping = 0
         self.last_loss = math.nan
+        self.save_is_written = False  # a save waits to be published
+        self._saving: checkpoint.Saving | None = None
+        self._save_pause_s = 0.0
         self._peak = peak_flops(engine.device, dtype)
         self._mark = (self.meters.tokens, self.meters.train_s, self.meters.flops_counted)
         self._data_wait_s = 0.0
@@ -121,7 +127,19 @@ class TrainingRun:
             order = ShuffledOrder(split.tokens, batch.window_tokens, self.recipe.run.seed)
         return Loader(split, order, batch.micro_batch, rank(), world_size())
 
+    def close(self) -> None:
+        """Leave the run's folder to others."""
+        self.loader.close()
+        self.monitor.close()
+        if self._lock is not None:
+            self._lock.release()
+
     # What a step needs ----------------------------------------------------------------------
+
+    def begin_step(self) -> None:
+        """Note which step begins, for whoever looks after a crash."""
+        first = self.clock.instances
+        self.monitor.at(self.clock.applied, first, first + self.global_batch)
 
     def next_batch(self) -> Batch:
         began = perf_counter()
@@ -145,16 +163,19 @@ class TrainingRun:
         return any(first < last and instance < end for first, end in self._skip)
 
     def share(self, totals: Tensor) -> None:
-        """Sum loss and tokens over ranks and agree on requests to stop. Collective."""
-        vector = torch.zeros(4, device=self.engine.device)
+        """Sum loss and tokens over ranks and agree on what one rank alone may know: a request to
+        stop, a file still being written. Collective."""
+        vector = torch.zeros(5, device=self.engine.device)
         vector[:2] = totals
         if request := self.stop.pending():
             vector[1 + request] = 1
+        vector[4] = self._saving is not None and not self._saving.written
         if world_size() > 1:
             dist.all_reduce(vector)
-        loss_sum, count, stop, interrupt = vector.tolist()
+        loss_sum, count, stop, interrupt, writing = vector.tolist()
         self.last_loss = loss_sum / count if count else math.nan
         self.stopping = 2 if interrupt else 1 if stop else 0
+        self.save_is_written = self._saving is not None and not writing
 
     def fp32_loss_is_broken(self) -> bool:
         """A non-finite loss, unless fp16's loss scale is there to deal with it."""
@@ -232,24 +253,41 @@ class TrainingRun:
     # Saving and restoring ---------------------------------------------------------------------
 
     @property
-    def _layout(self) -> dict[str, int]:
-        return {"zero_stage": self.recipe.engine.zero_stage, "world_size": world_size()}
+    def layout(self) -> dict[str, Any]:
+        """What a checkpoint tells of itself, and another run need not share."""
+        stage = self.recipe.engine.zero_stage
+        return {"zero_stage": stage, "world_size": world_size(), "dtype": self.dtype}
 
-    def save(self) -> Path:
-        """Write checkpoint `global_step{applied}`. Collective."""
+    def save(self) -> None:
+        """Begin checkpoint `global_step{applied}`, and end the one before. Collective."""
+        self.finish_save()
+        began = perf_counter()
         tag = checkpoint.tag_of(self.clock.applied)
-        target = self.folder.checkpoints / tag
-        if from_rank0(lambda: self._is_saved(target)):
-            return target
-        folder = checkpoint.begin(self.folder.checkpoints, tag)
-        self.engine.save(self.folder.checkpoints, folder.name)
+        if from_rank0(lambda: self._is_saved(self.folder.checkpoints / tag)):
+            return
+        background = self.recipe.checkpoint.background
+        taken = self.engine.snapshot(copy=background)
+        size = sum(gather_objects(sum(t.nbytes for t in taken.tensors.values())))
+        folder = checkpoint.begin(self.folder.checkpoints, tag, size)
         state.save_rng(folder / "rng")
         tensors = {"lanes": self.lanes.gather(), "head": self.module.head.plugin_state()}
         tensors |= {plugin.name: plugin.plugin_state() for plugin in self.plugins}
         from_rank0(lambda: self._write_own(folder, tensors))
-        checkpoint.commit(self.folder.checkpoints, tag, self.recipe.checkpoint.keep_last)
-        self.monitor.say(f"saved {target}")
-        return target
+        number = rank()
+        self._saving = checkpoint.Saving(
+            self.folder.checkpoints, tag, lambda: piece_files.write(taken, folder, number)
+        )
+        if not background:
+            self.finish_save()
+        self._save_pause_s = perf_counter() - began
+
+    def finish_save(self) -> None:
+        """Wait for the save under way and publish it. Collective."""
+        if self._saving is None:
+            return
+        saving, self._saving = self._saving, None
+        saving.commit(self.recipe.checkpoint)
+        self.monitor.say(f"saved {saving.checkpoint}, training paused {self._save_pause_s:.2f} s")
 
     def _is_saved(self, target: Path) -> bool:
         """This very position is already safe; an equal number of applied steps is not enough."""
@@ -264,14 +302,11 @@ class TrainingRun:
         state.write_trainer(
             folder,
             {
-                "format": 1,
+                "format": state.FORMAT,
                 "clock": self.clock.to_dict(),
                 "meters": asdict(self.meters),
                 "skip_instances": self._skip,
-                "layout": self._layout,
-                "zero_stage": self._layout["zero_stage"],
-                "world_size": self._layout["world_size"],
-                "dtype": self.dtype,
+                **self.layout,
                 "tokenizer_fingerprint": self._prepared.tokenizer_fingerprint,
                 "data_fingerprint": self._prepared.fingerprint,
                 "identity": state.identity(self.recipe, self._prepared, self.dtype),
@@ -281,7 +316,7 @@ class TrainingRun:
     def _restore(self, folder: Path) -> None:
         """Continue from a checkpoint. Collective."""
         trainer = state.read_trainer(folder)
-        self.engine.load(folder.parent, folder.name)
+        self.engine.restore(piece_files.SavedPieces.open(folder))
         self.clock = Clock(**trainer["clock"])
         self.meters = Meters(**trainer["meters"])
         self._skip = sorted({*self._skip, *(tuple(r) for r in trainer["skip_instances"])})

@@ -28,6 +28,7 @@ from pipeline.sparsity.build import build_plugins
 from pipeline.train import state
 from pipeline.train.checkpoint import resolve_resume
 from pipeline.train.engine import DeepSpeedEngine, check_config, init_distributed, shut_down
+from pipeline.train.lock import RunLock
 from pipeline.train.loop import train
 from pipeline.train.module import TrainModule, build_module
 from pipeline.train.run import TrainingRun
@@ -51,13 +52,12 @@ def pretrain(recipe: Recipe) -> None:
         ending, reason = _ending_of(error), str(error)
         raise
     finally:
-        if run is not None:
-            run.loader.close()
-            run.monitor.close()
         # Before the run had a right to the folder, nothing may be written into it.
         if rank() == 0 and run is not None:
             folder.stop_file.unlink(missing_ok=True)
             _write_status(folder, run, ending, reason)
+        if run is not None:
+            run.close()
         if ending != "crashed":  # an ending that all ranks came to together
             shut_down()
 
@@ -74,12 +74,13 @@ def start_run(
     accumulation = recipe.accumulation(world_size())
     optimizer_class(recipe.optim.name, recipe.engine.zero_stage)  # refused before memory is taken
     prepared = open_prepared(recipe)
+    lock = agree(lambda: RunLock(recipe.run_folder) if rank() == 0 else None)
     resume_from = from_rank0(
         lambda: resolve_resume(recipe.run.resume, RunFolder(recipe.run_folder).checkpoints)
     )
     dtype = run_dtype(recipe)
     if resume_from is not None:  # refused before any memory is taken and any file is written
-        from_rank0(lambda: state.check_fits(resume_from, recipe, prepared, dtype, world_size()))
+        from_rank0(lambda: state.check_fits(resume_from, recipe, prepared, dtype))
     config = derive_deepspeed(recipe, world_size(), dtype)
     check_config(config, template_path(recipe))
     module = module or agree(lambda: build_module(recipe, prepared))
@@ -90,7 +91,7 @@ def start_run(
     optimizer = build_optimizer(recipe.optim, module)
     engine = DeepSpeedEngine(module, optimizer, config)
     from_rank0(lambda: _describe(recipe, config, engine.device))
-    run = TrainingRun(recipe, prepared, module, engine, list(plugins), dtype, resume_from)
+    run = TrainingRun(recipe, prepared, module, engine, list(plugins), dtype, resume_from, lock)
     _announce(run, accumulation, resume_from)
     return run
 
@@ -172,6 +173,8 @@ def _announce(run: TrainingRun, accumulation: int, resume_from: Path | None) -> 
             f"resumed from {resume_from}: step {run.clock.applied}, instance "
             f"{run.clock.instances}, {run.meters.tokens} tokens"
         )
+        for line in state.conversions(state.read_trainer(resume_from), run.layout):
+            run.monitor.say(f"converted: {line}")
     barrier()
 
 

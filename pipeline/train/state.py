@@ -72,23 +72,36 @@ def _with_newer_keys(saved: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     return filled
 
 
-def check_fits(
-    folder: Path, recipe: Recipe, prepared: Prepared, dtype: str, world_size: int
-) -> None:
-    """RecipeError with all differences when the checkpoint is of another run or another layout."""
+FORMAT = 2
+
+
+def check_fits(folder: Path, recipe: Recipe, prepared: Prepared, dtype: str) -> None:
+    """RecipeError with all differences when the checkpoint is of another run. ZeRO stage, number of
+    ranks and micro-batch may change, and weights saved in fp32 may go on in half precision."""
     trainer = read_trainer(folder)
+    if trainer["format"] != FORMAT:
+        raise RecipeError(
+            f"{folder} was saved in format {trainer['format']}, this version reads {FORMAT}: "
+            "go on with the version that saved it, or choose another run.name"
+        )
     saved = _with_newer_keys(trainer["identity"], recipe)
+    if saved["precision"]["dtype"] == "fp32":
+        saved = saved | {"precision": {"dtype": dtype}}
     lines = differences(saved, identity(recipe, prepared, dtype))
-    layout = {"zero_stage": recipe.engine.zero_stage, "world_size": world_size}
-    # DeepSpeed shards its files by rank from stage 1 on; a stage-0 checkpoint fits any world.
-    if trainer["layout"]["zero_stage"] or layout["zero_stage"]:
-        lines += differences(trainer["layout"], layout)
     if lines:
         raise RecipeError(
             f"{folder} cannot be resumed with this recipe:\n  "
             + "\n  ".join(lines)
             + "\nchange the recipe back, or choose another run.name to start a new run"
         )
+
+
+def conversions(trainer: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What is not as it was when the checkpoint was saved, though it may go on, in words."""
+    words = {"zero_stage": "ZeRO stage", "world_size": "ranks", "dtype": "precision"}
+    return [
+        f"{words[key]} {trainer[key]} -> {now[key]}" for key in words if trainer[key] != now[key]
+    ]
 
 
 def write_trainer(folder: Path, content: dict[str, Any]) -> None:

@@ -24,6 +24,34 @@ from deepspeed.utils import (
 )
 from torch import Tensor
 
+_SCALER_NUMBERS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def scaler_numbers(engine: Any) -> dict[str, Any]:
+    """What the loss scaler of fp16 has come to; nothing in other precisions."""
+    scaler = _scaler(engine)
+    return {key: getattr(scaler, key) for key in _SCALER_NUMBERS if hasattr(scaler, key)}
+
+
+def set_scaler_numbers(engine: Any, numbers: dict[str, Any]) -> None:
+    scaler = _scaler(engine)
+    for key in scaler_numbers(engine):
+        if key in numbers:
+            setattr(scaler, key, numbers[key])
+
+
+def _scaler(engine: Any) -> Any:
+    optimizer = engine.optimizer
+    return getattr(optimizer, "loss_scale_config", getattr(optimizer, "loss_scaler", None))
+
+
+def group_numbers(engine: Any) -> list[dict[str, Any]]:
+    """What the optimizer counts by group of parameters; some count their steps there."""
+    return [
+        {k: v for k, v in group.items() if isinstance(v, bool | int | float) and k != "lr"}
+        for group in inner_optimizer(engine).param_groups
+    ]
+
 
 def loss_scale(engine: Any) -> float:
     """The factor that gradients carry between backward and step (1 without fp16)."""
@@ -69,9 +97,7 @@ def set_gradient(engine: Any, stage: int, parameter: Any, value: Tensor) -> None
 
 
 def get_parameter(engine: Any, stage: int, parameter: Any) -> Tensor:
-    master = (
-        _stage0_master(engine, parameter) if stage == 0 else safe_get_full_fp32_param(parameter)
-    )
+    master = stage0_master(engine, parameter) if stage == 0 else safe_get_full_fp32_param(parameter)
     assert master is not None
     return master.detach().float().reshape(_shape(parameter)).clone()
 
@@ -86,7 +112,7 @@ def set_parameter(engine: Any, stage: int, parameter: Any, value: Tensor) -> Non
             parameter.data.copy_(value.reshape(parameter.shape))
         return
     if stage == 0:
-        _stage0_master(engine, parameter).data.copy_(value)
+        stage0_master(engine, parameter).data.copy_(value)
     else:
         safe_set_full_fp32_param(parameter, value)
     parameter.data.copy_(value)
@@ -106,7 +132,7 @@ def get_moment(engine: Any, stage: int, parameter: Any, key: str) -> Tensor | No
 
 def moments(engine: Any) -> list[str]:
     """Names of the optimizer's tensors of every weight; none before its first step."""
-    state: dict[str, Any] = next(iter(_inner_optimizer(engine).state.values()), {})
+    state: dict[str, Any] = next(iter(inner_optimizer(engine).state.values()), {})
     return [key for key, value in state.items() if torch.is_tensor(value) and value.dim()]
 
 
@@ -140,7 +166,7 @@ def _local_part(parameter: Any, value: Tensor) -> Tensor:
     return padded.narrow(0, size * rank, size).clone()
 
 
-def _stage0_master(engine: Any, parameter: Any) -> Tensor:
+def stage0_master(engine: Any, parameter: Any) -> Tensor:
     """At stage 0 the master is the parameter itself in fp32, a separate copy in half precision."""
     optimizer = engine.optimizer
     if not hasattr(optimizer, "fp32_groups"):
@@ -153,9 +179,9 @@ def _stage0_master(engine: Any, parameter: Any) -> Tensor:
 
 
 def _stage0_state(engine: Any, parameter: Any) -> dict[str, Tensor]:
-    return _inner_optimizer(engine).state[_stage0_master(engine, parameter)]
+    return inner_optimizer(engine).state[stage0_master(engine, parameter)]
 
 
-def _inner_optimizer(engine: Any) -> Any:
+def inner_optimizer(engine: Any) -> Any:
     """The torch optimizer, which ZeRO and half precision wrap."""
     return getattr(engine.optimizer, "optimizer", engine.optimizer)

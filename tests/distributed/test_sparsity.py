@@ -252,7 +252,7 @@ def rank_leaky(rank: int, recipe: str) -> str:
         return str(error)
     finally:
         run.loader.close()
-        run.monitor.close()
+        run.close()
     return ""
 
 

@@ -18,8 +18,7 @@ def train(run: Any, stop: Callable[[], bool] | None = None) -> None:
         loop.train(run)
     except StoppedAndSaved:
         pass
-    run.loader.close()
-    run.monitor.close()
+    run.close()
 
 
 def train_recipe(rank: int, path: str, overrides: list[str], stop_at: int | None = None) -> None:

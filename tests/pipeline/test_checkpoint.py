@@ -10,11 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_prep.errors import DataError, RecipeError
+from data_prep.errors import DataError, PipelineError, RecipeError
+from data_prep.manifest import FileRecord
+from pipeline.recipe.checkpoint import CheckpointConfig
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import (
+    Saving,
     begin,
-    commit,
     find_checkpoint,
     list_checkpoints,
     problem,
@@ -22,15 +24,24 @@ from pipeline.train.checkpoint import (
     tag_of,
 )
 
-FILES = ("weights.pt", "plugins/lanes.safetensors", "rng/rank0.safetensors")
+STATE = "state/rank0.safetensors"
+FILES = (STATE, "plugins/lanes.safetensors", "rng/rank0.safetensors")
 
 
-def save(checkpoints: Path, step: int, keep_last: int = 9, text: str = "content") -> Path:
+def save(
+    checkpoints: Path, step: int, keep_last: int = 9, text: str = "content", every: int = 0
+) -> Path:
     tag = tag_of(step)
-    folder = begin(checkpoints, tag)
-    for name in FILES:
+    folder = begin(checkpoints, tag, 100)
+    for name in FILES[1:]:
         (folder / name).write_text(f"{text} {step} {name}")
-    commit(checkpoints, tag, keep_last)
+
+    def write() -> list[FileRecord]:
+        (folder / STATE).write_text(f"{text} {step}")
+        return [FileRecord.of(folder / STATE, folder, fast=True)]
+
+    keep = CheckpointConfig(keep_last=keep_last, keep_every_steps=every)
+    Saving(checkpoints, tag, write).commit(keep)
     return checkpoints / tag
 
 
@@ -54,21 +65,25 @@ def test_the_manifest_comes_after_all_files_and_before_the_name(
     original = checkpoint.write_atomic
 
     def watch(path: Path, data: str) -> None:
-        there = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.pt"))
+        there = sorted(
+            p.relative_to(tmp_path).as_posix()
+            for p in tmp_path.rglob("rank0*")
+            if p.parent.name == "state"
+        )
         events.append(f"{path.relative_to(tmp_path)} with {there}")
         original(path, data)
 
     monkeypatch.setattr(checkpoint, "write_atomic", watch)
     save(tmp_path, 3)
     assert events == [
-        "global_step3.tmp/manifest.json with ['global_step3.tmp/weights.pt']",
-        "latest with ['global_step3/weights.pt']",
+        "global_step3.tmp/manifest.json with ['global_step3.tmp/state/rank0.safetensors']",
+        "latest with ['global_step3/state/rank0.safetensors']",
     ]
 
 
 def test_an_unfinished_save_is_no_checkpoint(tmp_path: Path) -> None:
     save(tmp_path, 1)
-    (begin(tmp_path, "global_step2") / "weights.pt").write_text("half")
+    (begin(tmp_path, "global_step2", 1) / STATE).write_text("half")
     assert [p.name for p in list_checkpoints(tmp_path)] == ["global_step1"]
     assert find_checkpoint(tmp_path).name == "global_step1"
     assert (tmp_path / "latest").read_text() == "global_step1"
@@ -78,10 +93,10 @@ def test_beginning_a_save_removes_what_killed_ones_left(tmp_path: Path) -> None:
     save(tmp_path, 1)
     for left in ("global_step2.tmp", "global_step0.tmp", "global_step1.old.tmp"):
         (tmp_path / left / "plugins").mkdir(parents=True)
-        (tmp_path / left / "weights.pt").write_text("half")
-    folder = begin(tmp_path, "global_step2")
+        (tmp_path / left / "trainer.json").write_text("half")
+    folder = begin(tmp_path, "global_step2", 1)
     assert names(tmp_path) == ["global_step1", "global_step2.tmp", "latest"]
-    assert sorted(p.name for p in folder.iterdir()) == ["plugins", "rng"]
+    assert sorted(p.name for p in folder.iterdir()) == ["plugins", "rng", "state"]
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
@@ -93,10 +108,46 @@ def test_only_the_oldest_are_pruned(tmp_path: Path, keep: int) -> None:
     assert names(tmp_path) == sorted([*left, "latest"])
 
 
+def test_multiples_stay_for_ever(tmp_path: Path) -> None:
+    for step in (10, 15, 20, 25, 30, 35):
+        save(tmp_path, step, keep_last=1, every=20)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["global_step35", "global_step20"]
+
+
+def test_after_a_damaged_newer_one_the_only_good_one_is_kept(tmp_path: Path) -> None:
+    truncate(save(tmp_path, 200) / STATE)
+    save(tmp_path, 150, keep_last=1)
+    assert find_checkpoint(tmp_path).name == "global_step150"
+    save(tmp_path, 160, keep_last=1)
+    assert find_checkpoint(tmp_path).name == "global_step160"
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["global_step200", "global_step160"]
+
+
+def test_a_save_that_has_no_room_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    with pytest.raises(PipelineError, match="GB free, a checkpoint takes 1000000.00 GB: free some"):
+        begin(tmp_path, "global_step2", 10**15)
+    assert names(tmp_path) == ["global_step1", "latest"]
+
+
+def test_a_write_that_fails_publishes_nothing(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    begin(tmp_path, "global_step2", 1)
+
+    def write() -> list[FileRecord]:
+        raise OSError(28, "No space left on device")
+
+    saving = Saving(tmp_path, "global_step2", write)
+    with pytest.raises(PipelineError, match="could not be written .*No space left"):
+        saving.commit(CheckpointConfig())
+    assert find_checkpoint(tmp_path).name == "global_step1"
+    assert (tmp_path / "latest").read_text() == "global_step1"
+
+
 def test_saving_a_step_again_replaces_it_whole(tmp_path: Path) -> None:
     save(tmp_path, 4, text="old")
     folder = save(tmp_path, 4, text="new")
-    assert problem(folder) is None and (folder / "weights.pt").read_text().startswith("new")
+    assert problem(folder) is None and (folder / STATE).read_text().startswith("new")
     assert names(tmp_path) == ["global_step4", "latest"]
 
 
@@ -163,7 +214,7 @@ def test_a_damaged_newest_is_passed_over_with_a_warning(
     assert find_checkpoint(tmp_path) == tmp_path / "global_step1"
     warnings = capsys.readouterr().err.splitlines()
     assert [line.startswith("warning: passed over a damaged") for line in warnings] == [True] * 2
-    assert "global_step3: weights.pt: sha256 differs" in warnings[0]
+    assert "global_step3: state/rank0.safetensors: xxh3 differs" in warnings[0]
     assert "global_step2 has no manifest.json" in warnings[1]
 
 
@@ -178,7 +229,7 @@ def test_when_all_are_damaged_the_data_refuses(tmp_path: Path) -> None:
 def test_where_there_is_none_the_recipe_refuses(tmp_path: Path, make: bool) -> None:
     folder = tmp_path / "checkpoints"
     if make:
-        begin(folder, "global_step2")
+        begin(folder, "global_step2", 1)
     with pytest.raises(RecipeError, match="holds no checkpoint"):
         find_checkpoint(folder)
 

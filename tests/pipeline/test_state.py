@@ -16,7 +16,9 @@ from data_prep.shards import Prepared
 from pipeline.recipe import Recipe
 from pipeline.train.lanes import LaneStates
 from pipeline.train.state import (
+    FORMAT,
     check_fits,
+    conversions,
     differences,
     identity,
     load_rng,
@@ -61,11 +63,16 @@ def test_a_run_is_the_same_run_or_every_difference_is_named(
 def test_a_key_that_is_newer_than_the_checkpoint_has_its_default(tmp_path: Path) -> None:
     saved = identity(recipe(), PREPARED, "fp32")
     del saved["optim"]["scaling"], saved["optim"]["name"], saved["model"]["forget_bias"]
-    layout = {"zero_stage": 0, "world_size": 1}
-    write_trainer(tmp_path, {"format": 1, "identity": saved, "layout": layout})
-    check_fits(tmp_path, recipe(), PREPARED, "fp32", 1)
+    write_trainer(tmp_path, {"format": FORMAT, "identity": saved})
+    check_fits(tmp_path, recipe(), PREPARED, "fp32")
     with pytest.raises(RecipeError, match="optim.name: adamw in the checkpoint, sgd now"):
-        check_fits(tmp_path, recipe(optim__name="sgd"), PREPARED, "fp32", 1)
+        check_fits(tmp_path, recipe(optim__name="sgd"), PREPARED, "fp32")
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    write_trainer(tmp_path, {"format": 1, "identity": identity(recipe(), PREPARED, "fp32")})
+    with pytest.raises(RecipeError, match="saved in format 1, this version reads 2"):
+        check_fits(tmp_path, recipe(), PREPARED, "fp32")
 
 
 def test_a_constant_rate_may_be_trained_for_longer() -> None:
@@ -83,28 +90,25 @@ def test_other_data_tokenizer_or_precision_is_another_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("saved", "now", "fits"),
-    [
-        ((0, 1), (0, 1), True),
-        ((0, 2), (0, 1), True),  # nothing is sharded: any number of devices will do
-        ((1, 2), (1, 2), True),
-        ((1, 2), (1, 1), False),
-        ((0, 1), (1, 1), False),
-        ((1, 1), (0, 1), False),
-    ],
-)
-def test_the_layout_must_match_where_anything_is_sharded(
-    tmp_path: Path, saved: tuple[int, int], now: tuple[int, int], fits: bool
+    ("saved", "now", "fits"), [("fp32", "bf16", True), ("fp32", "fp16", True),
+                               ("bf16", "fp32", False), ("fp16", "bf16", False)],
+)  # fmt: skip
+def test_only_fp32_goes_on_in_another_precision(
+    tmp_path: Path, saved: str, now: str, fits: bool
 ) -> None:
-    layout = dict(zip(("zero_stage", "world_size"), saved, strict=True))
-    was = recipe(engine__zero_stage=saved[0])
-    write_trainer(tmp_path, {"identity": identity(was, PREPARED, "fp32"), "layout": layout})
-    new = recipe(engine__zero_stage=now[0])
+    write_trainer(tmp_path, {"format": FORMAT, "identity": identity(recipe(), PREPARED, saved)})
     if fits:
-        check_fits(tmp_path, new, PREPARED, "fp32", now[1])
+        check_fits(tmp_path, recipe(), PREPARED, now)
     else:
-        with pytest.raises(RecipeError, match="in the checkpoint, . now"):
-            check_fits(tmp_path, new, PREPARED, "fp32", now[1])
+        with pytest.raises(RecipeError, match=f"precision.dtype: {saved} in the checkpoint, {now}"):
+            check_fits(tmp_path, recipe(), PREPARED, now)
+
+
+def test_what_was_converted_is_told() -> None:
+    saved = {"zero_stage": 1, "world_size": 2, "dtype": "fp32", "format": FORMAT}
+    assert conversions(saved, {"zero_stage": 3, "world_size": 2, "dtype": "bf16"}) == [
+        "ZeRO stage 1 -> 3", "precision fp32 -> bf16",
+    ]  # fmt: skip
 
 
 def draw() -> list[Any]:

@@ -1,0 +1,135 @@
+"""Pieces of the training state in files: one safetensors file a rank, no pickles.
+
+    state/rank0.safetensors   tensors NAME:KEY:START, fp32, flat; what is no tensor in its metadata
+
+A reader puts pieces together from whatever files there are, so the number of ranks that saved does
+not matter to those that load.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from data_prep.errors import DataError
+from data_prep.manifest import FileRecord, sync_file
+from pipeline.train.pieces import WEIGHT, Piece
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one rank has to write, out of reach of the next step."""
+
+    tensors: dict[str, Tensor]
+    about: dict[str, Any]
+
+
+def snapshot(held: list[Piece], about: dict[str, Any], copy: bool) -> Snapshot:
+    """Of these pieces, on the CPU. Without `copy` the tensors there are the live ones: they must
+    be written before the next step."""
+    tensors = {
+        f"{piece.name}:{key}:{piece.start}": values.detach().to("cpu", copy=copy)
+        for piece in held
+        for key, values in piece.tensors().items()
+    }
+    own = {
+        "shapes": {piece.name: list(piece.shape) for piece in held},
+        "numbers": {piece.name: piece.numbers() for piece in held},
+    }
+    return Snapshot(tensors, about | own)
+
+
+def write(taken: Snapshot, folder: Path, rank: int) -> list[FileRecord]:
+    """`state/rankN.safetensors` in the checkpoint being made; its record, hashed from the disk."""
+    path = folder / "state" / f"rank{rank}.safetensors"
+    save_file(taken.tensors, path, {"about": json.dumps(taken.about)})
+    sync_file(path)
+    return [FileRecord.of(path, relative_to=folder, fast=True)]
+
+
+@dataclass
+class SavedPieces:
+    """The state of a checkpoint, whatever stage and number of ranks it comes from."""
+
+    folder: Path
+    _where: dict[tuple[str, str], list[tuple[int, int, Any, str]]] = field(default_factory=dict)
+    shapes: dict[str, torch.Size] = field(default_factory=dict)
+    numbers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path) -> SavedPieces:
+        """Read the names in a checkpoint's files. DataError for a damaged or missing file."""
+        found = cls(folder)
+        paths = sorted((folder / "state").glob("rank*.safetensors"))
+        if not paths:
+            raise DataError(f"{folder} holds no state/rank*.safetensors: it is no checkpoint")
+        for path in paths:
+            try:
+                found._index(safe_open(path, "pt"))
+            except (SafetensorError, OSError, KeyError, ValueError) as error:
+                raise DataError(f"{path} cannot be read ({error}): restore it") from None
+        return found
+
+    def _index(self, file: Any) -> None:
+        about = json.loads(file.metadata()["about"])
+        self.shapes |= {name: torch.Size(s) for name, s in about.pop("shapes").items()}
+        self.numbers |= about.pop("numbers")
+        self.about |= about
+        for entry in file.keys():  # noqa: SIM118
+            name, key, start = entry.rsplit(":", 2)
+            size = file.get_slice(entry).get_shape()[0]
+            self._where.setdefault((name, key), []).append((int(start), size, file, entry))
+
+    def keys(self, name: str) -> list[str]:
+        """What was saved of a parameter: `weight` and the optimizer's tensors."""
+        return [key for known, key in self._where if known == name]
+
+    @property
+    def has_optimizer_state(self) -> bool:
+        return any(key != WEIGHT for _, key in self._where)
+
+    def read(self, name: str, key: str, start: int, size: int) -> Tensor:
+        """`size` values from `start` on, flat. DataError when not all of them were saved."""
+        out: Tensor | None = None
+        found = 0
+        for first, length, file, entry in self._where.get((name, key), []):
+            low, high = max(first, start), min(first + length, start + size)
+            if low >= high:
+                continue
+            values = file.get_slice(entry)[low - first : high - first]
+            out = values.new_empty(size) if out is None else out
+            out[low - start : high - start] = values
+            found += high - low
+        if out is None or found != size:
+            raise DataError(
+                f"{self.folder} holds {found} of {size} values of {key} of {name}: its files do "
+                "not belong together, restore them"
+            )
+        return out
+
+    def whole(self, name: str) -> Tensor:
+        """A parameter in full, in its shape."""
+        shape = self.shapes[name]
+        return self.read(name, WEIGHT, 0, math.prod(shape)).view(shape)
+
+    def fill(self, piece: Piece) -> None:
+        """Write the saved values over a piece. DataError where it has tensors that were not saved
+        or lacks some that were."""
+        own = piece.tensors()
+        if {*own} != {*self.keys(piece.name)}:
+            raise DataError(
+                f"{self.folder} holds {sorted(self.keys(piece.name))} of {piece.name}, this run "
+                f"needs {sorted(own)}: it was saved by another optimizer"
+            )
+        for key, values in own.items():
+            values.copy_(self.read(piece.name, key, piece.start, values.numel()))
+        piece.set_numbers(self.numbers[piece.name])

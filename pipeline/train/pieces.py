@@ -1,0 +1,199 @@
+"""What of the training state lies on this rank, parameter by parameter, at every ZeRO stage.
+
+A piece is a run of one flattened parameter in fp32 with the optimizer's tensors beside it, as views
+that can be read and written. Stage 0 has one piece a parameter on every rank, stages 1 and 2 what
+the rank's slice of DeepSpeed's flat buffers covers of it, stage 3 the rank's share of each. Saved
+by name and position (`piece_files`), the state fits any stage and number of ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pipeline.train import zero_state
+
+WEIGHT = "weight"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Values from `start` on of the parameter `name`. `weight` is the master in fp32; `state` is
+    the optimizer's own, of which the values from `offset` on belong to this piece."""
+
+    name: str
+    shape: torch.Size  # of the whole parameter
+    start: int
+    weight: Tensor  # flat
+    state: dict[str, Any]
+    offset: int | None = None  # None: all of each tensor, whatever its shape
+    replicated: bool = False  # every rank holds the same
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Flat views by key: the weight and the optimizer's tensors."""
+        found = {WEIGHT: self.weight}
+        for key, value in self.state.items():
+            if torch.is_tensor(value) and value.dim():
+                flat = value.view(-1)
+                if self.offset is not None:
+                    flat = flat.narrow(0, self.offset, self.weight.numel())
+                found[key] = flat
+        return found
+
+    def numbers(self) -> dict[str, Any]:
+        """What the optimizer counts for this parameter, such as its steps."""
+        return {key: _number(value) for key, value in self.state.items() if _is_number(value)}
+
+    def set_numbers(self, numbers: dict[str, Any]) -> None:
+        for key, value in numbers.items():
+            current = self.state.get(key)
+            if torch.is_tensor(current):
+                current.fill_(value)
+            else:
+                self.state[key] = value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, bool | int | float) or (torch.is_tensor(value) and not value.dim())
+
+
+def _number(value: Any) -> Any:
+    return value.item() if torch.is_tensor(value) else value
+
+
+def pieces(engine: Any, stage: int, module: nn.Module) -> list[Piece]:
+    """The pieces of this rank: parameters and buffers in their order. `engine` is DeepSpeed's."""
+    find = {0: _whole, 1: _of_flat_slice, 2: _of_flat_slice, 3: _of_share}[stage]
+    found = [find(engine, name, parameter) for name, parameter in module.named_parameters()]
+    kept = module.state_dict(keep_vars=True)
+    for name, buffer in module.named_buffers():
+        if name in kept:
+            found.append(Piece(name, buffer.shape, 0, buffer.view(-1), {}, replicated=True))
+    return [piece for piece in found if piece is not None]
+
+
+def to_write(held: list[Piece]) -> list[Piece]:
+    """Those of `held` that this rank has to save: replicated ones are shared out evenly."""
+    loads, mine = [0] * dist.get_world_size(), set()
+    for piece in sorted(held, key=lambda p: (-p.weight.numel(), p.name)):
+        if piece.replicated:
+            owner = loads.index(min(loads))
+            loads[owner] += piece.weight.numel()
+            if owner == dist.get_rank():
+                mine.add(piece.name)
+    return [piece for piece in held if not piece.replicated or piece.name in mine]
+
+
+def _whole(engine: Any, name: str, parameter: Any) -> Piece:
+    state: dict[str, Any] = {}
+    weight = parameter
+    if parameter.requires_grad:
+        weight = zero_state.stage0_master(engine, parameter)
+        # Not indexed: the state of a torch optimizer makes an empty entry for what it lacks.
+        state = zero_state.inner_optimizer(engine).state.get(weight, {})
+    return Piece(name, parameter.shape, 0, weight.data.view(-1), state, replicated=True)
+
+
+def _of_flat_slice(engine: Any, name: str, parameter: Any) -> Piece | None:
+    if not parameter.requires_grad:
+        return _whole(engine, name, parameter)
+    mapping = parameter._hp_mapping
+    if mapping is None:  # another rank's slice holds all of it
+        return None
+    flat = engine.optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+    here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
+    state = zero_state.inner_optimizer(engine).state.get(flat, {})
+    weight = flat.data.narrow(0, here.start, here.numel)
+    return Piece(name, parameter.shape, there.start, weight, state, here.start)
+
+
+def _of_share(engine: Any, name: str, parameter: Any) -> Piece | None:
+    share = parameter.ds_tensor
+    start = dist.get_rank(parameter.ds_process_group) * share.ds_numel
+    size = min(share.ds_numel, math.prod(parameter.ds_shape) - start)
+    if size <= 0:  # padding alone
+        return None
+    if not parameter.requires_grad:
+        return Piece(name, parameter.ds_shape, start, share.data.view(-1).narrow(0, 0, size), {})
+    optimizer = engine.optimizer
+    group, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    flat = optimizer.fp32_partitioned_groups_flat[group]
+    state = zero_state.inner_optimizer(engine).state.get(flat, {})
+    weight = flat.data.narrow(0, offset, size)
+    return Piece(name, parameter.ds_shape, start, weight, state, offset)
+
+
+def make_optimizer_state(engine: Any, stage: int) -> None:
+    """Let the optimizer make the tensors that it makes in its first step, for a load to fill."""
+    inner = zero_state.inner_optimizer(engine)
+    groups = inner.param_groups
+    rates = [group["lr"] for group in groups]
+    for group in groups:
+        group["lr"] = 0.0
+    for step in _first_steps(engine, inner, stage):
+        step()
+    for group, rate in zip(groups, rates, strict=True):
+        group["lr"] = rate
+
+
+def _first_steps(engine: Any, inner: Any, stage: int) -> Iterator[Any]:
+    if stage < 3:
+        tensors = [p for group in inner.param_groups for p in group["params"]]
+        with _zero_gradients(tensors):
+            yield inner.step
+        return
+    for number, flat in enumerate(engine.optimizer.fp32_partitioned_groups_flat):
+        with _zero_gradients([flat]):
+            yield lambda number=number: engine.optimizer._optimizer_step(number)
+
+
+class _zero_gradients:
+    """Gradients of zero for the time of a step."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self._tensors = tensors
+        self._before = [t.grad for t in tensors]
+
+    def __enter__(self) -> None:
+        for tensor in self._tensors:
+            tensor.grad = torch.zeros_like(tensor)
+
+    def __exit__(self, *_: Any) -> None:
+        for tensor, before in zip(self._tensors, self._before, strict=True):
+            tensor.grad = before
+
+
+def refresh_forward_weights(engine: Any, stage: int, module: nn.Module, whole: Any) -> None:
+    """After the masters were written: the weights that the next forward reads. `whole(name)` gives
+    a parameter in full. Collective."""
+    if stage in (1, 2):
+        engine.optimizer.update_lp_params()
+        return
+    for name, parameter in module.named_parameters():
+        if stage == 0:
+            if parameter.requires_grad:
+                parameter.data.copy_(zero_state.stage0_master(engine, parameter))
+            continue
+        piece = _of_share(engine, name, parameter)
+        if piece is not None:
+            flat = parameter.ds_tensor.data.view(-1)  # type: ignore[attr-defined]
+            flat[: piece.weight.numel()].copy_(piece.weight)
+        if parameter.data.numel() == math.prod(parameter.ds_shape):  # type: ignore[attr-defined]
+            # Small parameters stay gathered.
+            parameter.data.copy_(whole(name).view_as(parameter.data))
+
+
+def tied_names(module: nn.Module) -> dict[str, str]:
+    """Second names of parameters that have several, and the first name of each."""
+    first: dict[int, str] = {}
+    tied = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if first.setdefault(id(parameter), name) != name:
+            tied[name] = first[id(parameter)]
+    return tied
