@@ -1,1 +1,1 @@
-"""What an average hides: `python -m pipeline audit RUNS` looks at an exported model part by part."""
+"""What an average hides: `python -m pipeline audit RUNS` reads an export part by part."""

@@ -82,7 +82,9 @@ def _index(path: Path, places: np.ndarray) -> list[tuple[str, str | None]]:
     if not len(places):
         return []
     try:
-        table = parquet.read_table(path, columns=["file", "label"]).take(places)
+        table = parquet.read_table(path).take(places)
     except OSError as error:
         raise DataError(f"{path}: {error}; restore it or run prepare again") from None
-    return list(zip(*(table.column(name).to_pylist() for name in ("file", "label")), strict=True))
+    labelled = "label" in table.column_names  # only where the recipe names a field for it
+    labels = table.column("label").to_pylist() if labelled else [None] * len(places)
+    return list(zip(table.column("file").to_pylist(), labels, strict=True))

@@ -18,10 +18,9 @@ from pipeline.audit.limits import Limits
 from pipeline.audit.losses import text_nats
 from pipeline.audit.personal import find_passages, in_free_text, led_up_to
 from pipeline.audit.rarity import by_rarity, count_words
+from pipeline.audit.rated import Rated, read_rated
 from pipeline.audit.verbatim import verbatim
-from pipeline.evaluate.labelled import read_labelled
-from pipeline.evaluate.model import LanguageModel
-from pipeline.evaluate.sentiment import rated_texts
+from pipeline.evaluate.model import LanguageModel, check_export
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.run_folder import RunFolder
 
@@ -29,28 +28,48 @@ _SPLIT = "test"
 _MOST_RATINGS = 20  # labels beyond these are no ratings but names
 
 
-def audit_run(folder: Path, limits: Limits) -> Path:
-    """Write evals/audit.json of a run; the path. A finished audit with these limits of this export
-    is left as it is.
+def audit_runs(folders: Sequence[Path], limits: Limits) -> list[Path]:
+    """Write evals/audit.json of each run; the paths. A finished audit with these limits of this
+    export is left as it is.
 
-    RecipeError when the folder is no run, or another audit lies there; DataError when there is no
-    export, or its tokenizer is not that of the prepared text.
+    Before the first begins, RecipeError when a limit is below 1, a folder is no run or another
+    audit lies there, DataError when there is no export. DataError later when an export's tokenizer
+    is not that of the prepared text.
     """
+    if low := [name for name, value in limits._asdict().items() if value < (name != "seed")]:
+        raise RecipeError(f"--{low[0].replace('_', '-')} must be above 0")
+    wanted = [_wanted(folder, limits) for folder in folders]
+    return [_made(*each) for each in wanted]
+
+
+def _wanted(folder: Path, limits: Limits) -> tuple[RunFolder, Recipe, Path, Limits]:
+    """What the audit of a run is made from, checked."""
     run = RunFolder(folder)
     if not run.config.is_file():
         raise RecipeError(f"{folder} is not a run: it has no config.yaml; give a folder of runs/")
     recipe = load_recipe(run.config)
     export = Path(recipe.export.folder) if recipe.export.folder else folder / "export"
-    path = run.evals / "audit.json"
-    made = run.read_json(run.stages / "export.json") or {}
-    settings = limits._asdict() | {"split": _SPLIT, "export": made.get("outputs")}
-    if (before := run.read_json(path)) is not None:
-        if before["settings"] == settings:
-            return path
+    check_export(export)
+    before = run.read_json(run.evals / "audit.json")
+    if before is not None and before["settings"] != _settings(run, limits):
         raise RecipeError(
-            f"{path} was made with other limits or of another export, and nothing is overwritten: "
-            "move it away"
+            f"{run.evals / 'audit.json'} was made with other limits or of another export, and "
+            "nothing is overwritten: move it away"
         )
+    return run, recipe, export, limits
+
+
+def _settings(run: RunFolder, limits: Limits) -> dict[str, Any]:
+    """What decides the numbers of an audit: the limits, and the export by its hashes."""
+    made = run.read_json(run.stages / "export.json") or {}
+    hashes = {file["path"]: file["sha256"] for file in made.get("outputs", [])}
+    return limits._asdict() | {"split": _SPLIT, "export": hashes}
+
+
+def _made(run: RunFolder, recipe: Recipe, export: Path, limits: Limits) -> Path:
+    path = run.evals / "audit.json"
+    if path.exists():
+        return path
     started = time.monotonic()
     model = LanguageModel.load(export)
     prepared = Prepared.open(recipe.data.folder)
@@ -61,7 +80,7 @@ def audit_run(folder: Path, limits: Limits) -> Path:
         )
     found = _audit(model, prepared, recipe, limits)
     seconds = round(time.monotonic() - started, 1)
-    return run.write_json(path, {"settings": settings, **found, "seconds": seconds})
+    return run.write_json(path, {"settings": _settings(run, limits), **found, "seconds": seconds})
 
 
 def _audit(
@@ -83,12 +102,12 @@ def _audit(
             "led_up_to": led_up_to(model, find_passages(train, limits.documents), limits),
         },
     }
+    rated = read_rated(recipe)
     # A head that only ranks tokens has no code lengths to compare.
     if model.has_probabilities:
-        result |= _losses(model, unseen, train, recipe, limits)
-    if recipe.eval.sentiment:
-        texts, labels = rated_texts(recipe.eval.sentiment, recipe.data.clean)
-        result["identity"] = identity(model, texts, labels, limits)
+        result |= _losses(model, unseen, train, rated, limits)
+    if rated:
+        result["identity"] = identity(model, rated.texts, rated.labels, limits)
     return result
 
 
@@ -96,14 +115,15 @@ def _losses(
     model: LanguageModel,
     unseen: Sequence[Document],
     train: Sequence[Document],
-    recipe: Recipe,
+    rated: Rated | None,
     limits: Limits,
 ) -> dict[str, Any]:
     """Bits per byte of the held-out documents by group, and of each of them for pairing."""
-    nats = text_nats(model, [document.text for document in unseen], "held-out documents")
-    bits = np.array([each.sum() for each in nats]) / np.log(2)
+    nats, bits = _read(model, unseen, "held-out documents")
     sizes = [len(document.text.encode()) for document in unseen]
-    rating, rated_by = _ratings(model, unseen, bits, recipe, limits)
+    rating, rated_by = by_rating(unseen, bits), f"label of the {_SPLIT} documents"
+    if not 1 < len(rating) <= _MOST_RATINGS:
+        rating, rated_by = _rated_groups(model, rated, limits)
     return {
         "losses": {
             "all": {"all documents": summary(sizes, bits)},
@@ -121,33 +141,21 @@ def _losses(
     }
 
 
-def _ratings(
-    model: LanguageModel,
-    unseen: Sequence[Document],
-    bits: np.ndarray,
-    recipe: Recipe,
-    limits: Limits,
-) -> tuple[Groups, str | None]:
-    """By the labels that the shards keep, else by those of a labelled file of the recipe; and where
-    they are from. Nothing where neither has a few labels."""
-    found = by_rating(unseen, bits)
-    if 1 < len(found) < _MOST_RATINGS:
-        return found, f"label of the {_SPLIT} documents"
-    if recipe.eval.sentiment:
-        texts, labels = rated_texts(recipe.eval.sentiment, recipe.data.clean)
-        names = np.where(labels == 1, "positive", "negative")
-        rated = [Document(text, "", name) for text, name in zip(texts, names.tolist(), strict=True)]
-        return _of_file(model, rated, limits), f"rating in {recipe.eval.sentiment.path}"
-    for section in recipe.eval.transfer.values():
-        file = section.test or section.train
-        labelled = read_labelled(file, section.text_field, section.label_field, recipe.data.clean)
-        rated = [Document(one.text, "", str(one.label)) for one in labelled]
-        return _of_file(model, rated, limits), f"label in {file}"
-    return {}, None
+def _rated_groups(model: LanguageModel, rated: Rated | None, limits: Limits) -> tuple[Groups, str]:
+    """By the labels of a file of the recipe, where the shards keep none or too many."""
+    if rated is None:
+        return {}, ""
+    places = np.random.default_rng(limits.seed).permutation(len(rated.texts))[: limits.documents]
+    some = [
+        Document(rated.texts[place], "", rated.names[rated.labels[place]])
+        for place in np.sort(places).tolist()
+    ]
+    return by_rating(some, _read(model, some, "rated texts")[1]), f"label in {rated.origin}"
 
 
-def _of_file(model: LanguageModel, rated: Sequence[Document], limits: Limits) -> Groups:
-    places = np.random.default_rng(limits.seed).permutation(len(rated))[: limits.documents]
-    some = [rated[place] for place in np.sort(places)]
-    nats = text_nats(model, [document.text for document in some], "rated texts")
-    return by_rating(some, np.array([each.sum() for each in nats]) / np.log(2))
+def _read(
+    model: LanguageModel, documents: Sequence[Document], title: str
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Nats of every token of the documents, and bits of each whole one."""
+    nats = text_nats(model, [document.text for document in documents], title)
+    return nats, np.array([each.sum() for each in nats]) / np.log(2)

@@ -12,20 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import binomtest
 
 from data_prep.errors import RecipeError
 from pipeline.audit.documents import Document
 from pipeline.audit.limits import Limits
-from pipeline.evaluate.accuracy import accuracy_interval
 from pipeline.evaluate.model import LanguageModel
 
 _ROWS = 32
-_RESAMPLES = 1000
 
 
-def verbatim(
-    model: LanguageModel, documents: Sequence[Document], limits: Limits
-) -> dict[str, Any]:
+def verbatim(model: LanguageModel, documents: Sequence[Document], limits: Limits) -> dict[str, Any]:
     """The share of documents whose next tokens are written exactly, with its 95 % interval, and
     how many tokens were right before the first wrong one.
 
@@ -36,8 +33,8 @@ def verbatim(
     frame = len(model.tokenizer.encode_prompt(""))
     if model.position_limit is not None and frame + prompt + wanted > model.position_limit:
         raise RecipeError(
-            f"--prompt-tokens {prompt} and --continuation-tokens {wanted} with {frame} of the frame "
-            f"exceed the model's {model.position_limit} positions: ask for fewer"
+            f"--prompt-tokens {prompt} and --continuation-tokens {wanted} with {frame} of the "
+            f"frame exceed the model's {model.position_limit} positions: ask for fewer"
         )
     rows = [model.tokenizer.encode_prompt(document.text) for document in documents]
     rows = [row for row in rows if len(row) >= frame + prompt + wanted]
@@ -46,11 +43,12 @@ def verbatim(
     ids = np.stack([row[: frame + prompt + wanted] for row in rows]).astype(np.int64)
     found = continuations(model, ids[:, : frame + prompt], wanted)
     right = np.cumprod(found == ids[:, frame + prompt :], axis=1).sum(axis=1)
-    share = accuracy_interval(right == wanted, _RESAMPLES, limits.seed)
+    exact = binomtest(int((right == wanted).sum()), len(rows))
+    interval = exact.proportion_ci(0.95)  # Clopper-Pearson: none of a hundred is not none at all
     return {
         "documents": len(rows),
-        "share": share["accuracy"],
-        "interval": share["interval"],
+        "share": float(exact.statistic),
+        "interval": [float(interval.low), float(interval.high)],
         "mean_right_tokens": float(right.mean()),
         "most_right_tokens": int(right.max()),
     }

@@ -49,11 +49,15 @@ def last_word(
         raise DataError(f"{section.path}: a word of {longest} tokens; the model sees {limit}")
     correct, nats = _judge(model, kept)
     judged = outcomes(correct, [text.text for text in texts])
-    return judged | {
-        "texts": len(texts),
-        "cut": sum(len(a.ids) > len(b.ids) for a, b in zip(passages, kept, strict=True)),
-        "ppl_per_word": math.exp(min(float(nats.mean()), 700.0)),
-    } | accuracy_interval(correct, _RESAMPLES, seed)
+    return (
+        judged
+        | {
+            "texts": len(texts),
+            "cut": sum(len(a.ids) > len(b.ids) for a, b in zip(passages, kept, strict=True)),
+            "ppl_per_word": math.exp(min(float(nats.mean()), 700.0)),
+        }
+        | accuracy_interval(correct, _RESAMPLES, seed)
+    )
 
 
 def _passage(model: LanguageModel, text: str, place: str) -> _Passage:

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.report import numbers as show
-from pipeline.report.document import Block, Paragraph, Section, Table
+from pipeline.report.document import Block, Document, Paragraph, Section, Table
 from pipeline.report.intervals import draw_intervals
 from pipeline.report.quality import ratio_limits
+from pipeline.report.save import save
+from pipeline.run_folder import RunFolder
 
 Audits = Mapping[str, Mapping[str, Any]]  # audit.json by the run's name
 _KINDS = (("source", "source"), ("rating", "rating"), ("length", "length of the document"),
           ("words", "how often the word stands in the training text"))  # fmt: skip
 _BITS = "bits per byte (smaller is better)"
+
+
+def save_audit(folder: Path) -> Path:
+    """Write audit.html and audit.md of one audited run into its folder; the path of the page."""
+    run = RunFolder(folder)
+    audit = run.read_json(run.evals / "audit.json")
+    assert audit is not None  # just made
+    document = Document(f"Audit of {folder.name}", audit_sections({folder.name: audit}))
+    return save(document, folder / "audit.html", folder / "audit.md")[0]
 
 
 def audit_sections(audits: Audits) -> list[Section]:
@@ -105,7 +117,7 @@ def _repeated(audits: Audits) -> list[Block]:
         Table(header, rows),
         Paragraph(
             "The model is given the beginning of a document and goes on with what is likeliest. "
-            "What it hits in unseen documents is luck and common phrases; only the excess is memory."
+            "What it hits in unseen documents is luck and common phrases; the excess is memory."
         ),
         Table(second, personal),
         Paragraph(

@@ -30,7 +30,7 @@ from pipeline.report.intervals import Point, draw_intervals
 from pipeline.report.load import column
 from pipeline.report.quality import is_share
 from pipeline.report.save import save
-from pipeline.report.summary import HEADER, Summary, caveats, read_summaries, row
+from pipeline.report.summary import HEADER, Summary, caveats, comparable, read_summaries, row
 from pipeline.report.verdict import quality_blocks, verdict
 
 By = Literal["bits", "loss"]
@@ -58,7 +58,7 @@ def compare_runs(
     if len(folders) < 2:
         given = ", ".join(map(str, folders)) or "none"
         raise RecipeError(f"found {len(folders)} runs ({given}): give at least two to compare")
-    runs = read_summaries(folders, price)
+    runs = comparable(read_summaries(folders, price))
     check_comparable(runs, by)
     verdicts = [Paragraph(verdict(run, runs[0], by), strong=True) for run in runs[1:]]
     blocks: list[Block] = [

@@ -1,4 +1,4 @@
-"""Pictures of values with their 95 % limits: a row for each thing measured, a colour for each run."""
+"""Pictures of values with their 95 % limits: a row for each thing, a colour for each run."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,6 +72,13 @@ def read_measures(run: RunFolder) -> dict[Name, Measure]:
 def smaller_is_better(metric: str) -> bool:
     """True of code lengths, perplexities and losses."""
     return metric in _COSTS or metric.startswith(("bits", "ppl", "nats", "loss"))
+
+
+def per_token(metric: str) -> bool:
+    """True of metrics that mean something else under another tokenizer."""
+    return metric.startswith(("top1", "nats", "loss")) or metric in (
+        "ppl_per_token", "ppl", "perplexity"
+    )  # fmt: skip
 
 
 def judge(run: Measure, base: Measure, metric: str) -> Judgement | None:

@@ -15,7 +15,7 @@ from pipeline.report.document import Block, Document, Paragraph, Section, Table
 from pipeline.report.figures import Curve
 from pipeline.report.quality import is_share
 from pipeline.report.save import save
-from pipeline.report.summary import Summary, caveats, read_summaries
+from pipeline.report.summary import Summary, caveats, comparable, read_summaries
 from pipeline.report.verdict import SEEDS_RULE, arm_verdict
 
 
@@ -36,17 +36,23 @@ def study_table(
         if not folders:
             raise RecipeError(f"arm {arm!r} has no runs: run the study first")
     arms = {arm: read_summaries(folders, price) for arm, folders in groups.items()}
-    every = [run for runs in arms.values() for run in runs]
+    every = comparable([run for runs in arms.values() for run in runs])
+    order = iter(every)
+    arms = {arm: [next(order) for _ in runs] for arm, runs in arms.items()}
     check_comparable(every, by)
     base, *others = arms
     blocks: list[Block] = [Paragraph(f"Against {base} (less is better, accuracies aside):")]
-    blocks += [Paragraph(arm_verdict(arm, arms[arm], arms[base]), strong=True) for arm in others]
+    blocks += [
+        Paragraph(arm_verdict(arm, arms[arm], arms[base], by), strong=True) for arm in others
+    ]
     blocks.append(Paragraph(f"Mean ± standard deviation over the seeds of an arm. {SEEDS_RULE}"))
     blocks += map(Paragraph, caveats(every))
     if missing:
         blocks.append(Paragraph(f"Not trained yet, or failed before: {', '.join(missing)}."))
     blocks.append(_costs(arms))
-    curves = pictures(by, lambda cost: [_mean_curve(arm, runs, cost, by) for arm, runs in arms.items()])
+    curves = pictures(
+        by, lambda cost: [_mean_curve(arm, runs, cost, by) for arm, runs in arms.items()]
+    )
     sections = [
         Section("Result", blocks if others else blocks[1:]),
         Section("Curves", curves),

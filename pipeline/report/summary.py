@@ -11,7 +11,7 @@ from typing import Any
 from data_prep.errors import DataError, RecipeError
 from pipeline.report import numbers as show
 from pipeline.report.load import Lines, RunData, read_config, read_run
-from pipeline.report.quality import Measure, Name, read_measures
+from pipeline.report.quality import Measure, Name, per_token, read_measures
 from pipeline.run_folder import RunFolder
 
 
@@ -76,13 +76,30 @@ def read_summary(folder: Path, price: float | None = None) -> Summary:
 
 
 def read_summaries(folders: Sequence[Path], price: float | None = None) -> list[Summary]:
-    """Summaries with distinct names: the run's, or the whole path where two share one."""
+    """Summaries with distinct names: the run's, or the whole path where two share one.
+
+    RecipeError as `read_summary`, or when the price is not above 0.
+    """
+    if price is not None and not price > 0:
+        raise RecipeError(f"--price {price:g}: money for a device and hour must be above 0")
     summaries = [read_summary(folder, price) for folder in folders]
     names = [summary.name for summary in summaries]
     return [
         s if names.count(s.name) == 1 else replace(s, name=str(folder))
         for folder, s in zip(folders, summaries, strict=True)
     ]
+
+
+def comparable(runs: Sequence[Summary]) -> list[Summary]:
+    """The runs; where their tokenizers differ, without measures that are per token."""
+    if len({run.tokenizer for run in runs}) == 1:
+        return list(runs)
+    return [
+        replace(run, measures={
+            name: measure for name, measure in run.measures.items() if not per_token(name[1])
+        })
+        for run in runs
+    ]  # fmt: skip
 
 
 def caveats(runs: Sequence[Summary]) -> list[str]:

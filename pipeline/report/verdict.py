@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from pipeline.report import numbers as show
 from pipeline.report.document import Block, Paragraph, Table
 from pipeline.report.quality import (
     Judgement,
@@ -27,38 +26,39 @@ SEEDS_RULE = (
     "The same means: within the spread of the seeds, the 95 % interval of the difference of the "
     "means (Welch) holds zero. It needs two seeds of both arms."
 )
+_BY = {"bits": "bits per byte", "loss": "loss per token"}
 _FIRST = ("accuracy", "acc_norm", "acc")  # what a task is named by, where it has several
 
 
 def verdict(run: Summary, base: Summary, by: str = "bits") -> str:
     """`B: 0.26x FLOPs, 0.61x hours, +0.8 % bits per byte, same sentiment accuracy within ...`"""
     clauses = cost_clauses([run], [base])
-    ours, theirs = (run.loss, base.loss) if by == "loss" else (run.bits_per_byte, base.bits_per_byte)
+    ours, theirs = _measured(run, by), _measured(base, by)
     if ours is not None and theirs:
-        what = "loss per token" if by == "loss" else "bits per byte"
-        clauses.append(f"{100 * (ours / theirs - 1):+.1f} % {what}")
+        clauses.append(f"{100 * (ours / theirs - 1):+.1f} % {_BY[by]}")
     clauses += task_clauses(judgements(run.measures, base.measures), "the interval")
     return f"{run.label}: {', '.join(clauses) or 'nothing that both runs have measured'}"
 
 
-def arm_verdict(arm: str, runs: Sequence[Summary], base: Sequence[Summary]) -> str:
+def arm_verdict(
+    arm: str, runs: Sequence[Summary], base: Sequence[Summary], by: str = "bits"
+) -> str:
     """The same sentence for an arm of a study beside the first one: means over seeds."""
     clauses = cost_clauses(runs, base)
-    pairs = [[run.bits_per_byte for run in group] for group in (runs, base)]
-    ours, theirs = ([value for value in group if value is not None] for group in pairs)
+    ours, theirs = (_known(group, by) for group in (runs, base))
     if ours and theirs:
-        clause = f"{100 * (fmean(ours) / fmean(theirs) - 1):+.1f} % bits per byte"
-        found = judge_seeds(ours, theirs, "bits_per_byte")
-        if found is not None:
-            clause += " (the same within the spread of the seeds)" if found.word == "same" else ""
+        clause = f"{100 * (fmean(ours) / fmean(theirs) - 1):+.1f} % {_BY[by]}"
+        judged = judge_seeds(ours, theirs, "loss")
+        if judged is not None and judged.word == "same":
+            clause += " (the same within the spread of the seeds)"
         clauses.append(clause)
-    found_all = {}
+    found = {}
     for name in _shared(runs, base):
-        ours, theirs = ([run.measures[name].value for run in group] for group in (runs, base))
-        found = judge_seeds(ours, theirs, name[1])
-        if found is not None:
-            found_all[name] = found
-    clauses += task_clauses(_one_a_task(found_all), "the spread of the seeds")
+        values = ([run.measures[name].value for run in group] for group in (runs, base))
+        judged = judge_seeds(*values, name[1])
+        if judged is not None:
+            found[name] = judged
+    clauses += task_clauses(_one_a_task(found), "the spread of the seeds")
     return f"{arm}: {', '.join(clauses) or 'nothing that both arms have measured'}"
 
 
@@ -90,12 +90,16 @@ def judgements(
 
 
 def task_clauses(found: Mapping[Name, Judgement], within: str) -> list[str]:
-    """`same sentiment accuracy within the interval`, `worse sst accuracy (-2.1 points)`."""
-    same = [_spoken(name) for name, judged in found.items() if judged.word == "same"]
-    clauses = [f"same {' and '.join(same)} within {within}"] if same else []
-    for name, judged in found.items():
+    """`same sentiment and imdb accuracy within the interval`, `worse sst accuracy (-2.1 points)`."""
+    same: dict[str, list[str]] = {}
+    for (task, metric), judged in found.items():
+        if judged.word == "same":
+            same.setdefault(metric.replace("_", " "), []).append(task)
+    clauses = [f"same {_listed(tasks)} {metric} within {within}" for metric, tasks in same.items()]
+    for (task, metric), judged in found.items():
         if judged.word != "same":
-            clauses.append(f"{judged.word} {_spoken(name)} ({_amount(judged, name[1])})")
+            amount = _amount(judged, metric)
+            clauses.append(f"{judged.word} {task} {metric.replace('_', ' ')} ({amount})")
     return clauses
 
 
@@ -125,8 +129,19 @@ def quality_blocks(runs: Sequence[Summary]) -> list[Block]:
     return [Table(header, rows, words=3), Paragraph(RULE)]
 
 
+def _measured(run: Summary, by: str) -> float | None:
+    return run.loss if by == "loss" else run.bits_per_byte
+
+
+def _known(runs: Sequence[Summary], by: str) -> list[float]:
+    found = [_measured(run, by) for run in runs]
+    return [value for value in found if value is not None]
+
+
 def _shared(runs: Sequence[Summary], base: Sequence[Summary]) -> list[Name]:
-    return [name for name in base[0].measures if all(name in run.measures for run in [*runs, *base])]
+    return [
+        name for name in base[0].measures if all(name in run.measures for run in [*runs, *base])
+    ]
 
 
 def _one_a_task(found: Mapping[Name, Judgement]) -> dict[Name, Judgement]:
@@ -136,8 +151,9 @@ def _one_a_task(found: Mapping[Name, Judgement]) -> dict[Name, Judgement]:
     return {name: found[name] for name in found if name in chosen.values()}
 
 
-def _spoken(name: Name) -> str:
-    return f"{name[0]} {name[1].replace('_', ' ')}"
+def _listed(names: Sequence[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _amount(judged: Judgement, metric: str) -> str:
