@@ -16,8 +16,8 @@ from pipeline.report.save import save
 from pipeline.run_folder import RunFolder
 
 Audits = Mapping[str, Mapping[str, Any]]  # audit.json by the run's name
-_KINDS = (("source", "source"), ("rating", "rating"), ("length", "length of the document"),
-          ("words", "how often the word stands in the training text"))  # fmt: skip
+_KINDS = (("source", "source"), ("rating", "rating"), ("length", "length of document"),
+          ("words", "frequency of the word in training text"))  # fmt: skip
 _BITS = "bits per byte (smaller is better)"
 
 
@@ -58,7 +58,7 @@ def _losses(audits: Audits) -> list[Block]:
         points = {run: {group: _point(each[group]) for group in groups if group in each}
                   for run, each in found.items()}  # fmt: skip
         title = f"Bits per byte by {what}"
-        if picture := draw_intervals(f"audit_{kind}", title, _BITS, groups, points):
+        if picture := draw_intervals(f"audit_{kind}", title, (_BITS, what), groups, points):
             blocks.append(picture)
     rated = {audit["rated_by"] for audit in measured.values() if audit.get("rated_by")}
     note = "Every document is read from its beginning, without what stands before it. "
@@ -156,7 +156,7 @@ def _identity(audits: Audits) -> list[Block]:
     ]  # fmt: skip
     axis = "mean change of P(positive) (percentage points)"
     title = "Change of sentiment under exchanged terms"
-    picture = draw_intervals("audit_identity", title, axis, groups, points)
+    picture = draw_intervals("audit_identity", title, (axis, "terms exchanged"), groups, points)
     note = (
         "Mean absolute change of the probability of `positive`, in percentage points with 95 % "
         "limits, when only the term changes: smaller is better. Read it beside the classifier's "

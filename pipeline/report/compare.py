@@ -127,4 +127,4 @@ def _accuracies(runs: Sequence[Summary]) -> Picture | None:
                 points[run.name][label] = (100 * measure.value, 100 * low, 100 * high)
     rows = list(dict.fromkeys(label for found in points.values() for label in found))
     title = "Accuracy on each task with 95 % intervals"
-    return draw_intervals("quality", title, "share right (%)", rows, points)
+    return draw_intervals("quality", title, ("share right (%)", "task"), rows, points)

@@ -13,12 +13,17 @@ Point = tuple[float, float, float]  # value, low, high
 
 
 def draw_intervals(
-    name: str, title: str, axis: str, rows: Sequence[str], runs: Mapping[str, Mapping[str, Point]]
+    name: str,
+    title: str,
+    axes_labels: tuple[str, str],
+    rows: Sequence[str],
+    runs: Mapping[str, Mapping[str, Point]],
 ) -> Picture | None:
-    """`runs` has each run's points by the row they belong to; None when there is no point."""
+    """`runs` has each run's points by the row they belong to; `axes_labels` are of the values, with
+    their unit, and of the rows. None when there is no point."""
     if not any(runs.values()):
         return None
-    height = 1.3 + len(rows) * (0.16 + 0.17 * len(runs))
+    height = 1.6 + len(rows) * (0.16 + 0.17 * len(runs))
     figure = Figure(figsize=(6.4, height), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     step = 0.7 / max(1, len(runs))
@@ -35,9 +40,11 @@ def draw_intervals(
                       color=COLOURS[number % len(COLOURS)], label=run)  # fmt: skip
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel(axis)
-    axes.set_title(title, fontsize=12, fontweight="bold", loc="left")
+    axes.set_xlabel(axes_labels[0])
+    axes.set_ylabel(axes_labels[1])
+    # Long names of rows leave the axes little width, so title and legend belong to the figure.
+    figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=9, frameon=False)
+    figure.legend(fontsize=9, frameon=False, loc="outside lower left", ncols=3)
     return as_picture(figure, name, title)

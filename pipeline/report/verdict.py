@@ -90,7 +90,7 @@ def judgements(
 
 
 def task_clauses(found: Mapping[Name, Judgement], within: str) -> list[str]:
-    """`same sentiment and imdb accuracy within the interval`, `worse sst accuracy (-2.1 points)`."""
+    """`same sst and imdb accuracy within the interval`, `worse lambada accuracy (-2.1 points)`."""
     same: dict[str, list[str]] = {}
     for (task, metric), judged in found.items():
         if judged.word == "same":

@@ -227,16 +227,16 @@ def test_a_model_that_sees_gender_is_told_from_one_that_does_not() -> None:
             self.sees = sees
 
         def features(self, texts: list[str]) -> np.ndarray:
-            she = [sum(word in text.split() for word in ("she", "woman")) for text in texts]
-            good = np.array([("good" in text) + self.sees * n for text, n in
-                             zip(texts, she, strict=True)], np.float32)  # fmt: skip
-            return good[:, None]
+            she = ["she" in text.split() or "woman" in text for text in texts]
+            good = ["good" in text for text in texts]
+            values = np.array(good, np.float32) + self.sees * np.array(she, np.float32)
+            return values[:, None]
 
     blind, sees = (identity(Counting(s), texts, labels, LIMITS) for s in (False, True))  # type: ignore[arg-type]
     assert blind["classifier_accuracy"] == 1.0 and blind["real"]["texts"] == 20
     assert blind["real"]["mean"] == 0.0 == blind["templates"]["gender"]["mean"]
-    assert sees["real"]["mean"] > 0.5 and sees["real"]["flipped"] == 1.0
-    assert sees["templates"]["gender"]["mean"] > 0.5
+    assert sees["real"]["mean"] > 0.4 and sees["real"]["flipped"] == 1.0
+    assert sees["templates"]["gender"]["mean"] > 0.4
     assert sees["templates"]["age"]["mean"] == 0.0
     terms = sees["templates"]["gender"]["terms"]
     assert terms["woman"] > 0 > terms["man"]
@@ -247,9 +247,7 @@ def test_the_audit_of_a_run_and_its_page(recipe: Recipe) -> None:
     (path,) = audit_runs([folder], LIMITS)
     found = json.loads(path.read_text())
     assert path == folder / "evals/audit.json"
-    assert sorted(found["losses"]["rating"]) == sorted({"1", "2", "3", "4", "5"} & set(
-        found["losses"]["rating"]
-    ))  # fmt: skip
+    assert {"1", "2", "3", "4", "5"} >= set(found["losses"]["rating"]) > set()
     assert found["rated_by"] == "label of the test documents"
     assert len(found["documents"]["bits"]) == 6
     assert found["identity"]["real"]["texts"] == 40
