@@ -54,8 +54,8 @@ def arm_verdict(
         clauses.append(clause)
     found = {}
     for name in _shared(runs, base):
-        values = ([run.measures[name].value for run in group] for group in (runs, base))
-        judged = judge_seeds(*values, name[1])
+        ours, theirs = ([run.measures[name].value for run in group] for group in (runs, base))
+        judged = judge_seeds(ours, theirs, name[1])
         if judged is not None:
             found[name] = judged
     clauses += task_clauses(_one_a_task(found), "the spread of the seeds")

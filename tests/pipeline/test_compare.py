@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import yaml
 
-from data_prep.errors import RecipeError
+from data_prep.errors import RecipeError, run_main
+from pipeline.__main__ import main
 from pipeline.report.compare import compare_runs
 from pipeline.report.quality import Measure
 from pipeline.report.study import study_table
 from pipeline.report.summary import caveats, comparable, read_summaries, read_summary
 from pipeline.report.verdict import arm_verdict, verdict
+from pipeline.stages.study import summarise_study
 
 from .test_report import Page, make_run
 
@@ -171,3 +173,33 @@ def test_arms_are_the_same_within_the_spread_of_their_seeds(runs: list[Path]) ->
     assert "better sentiment accuracy (+19.5 points)" in arm_verdict("x", far, first)
     assert "+0.0 % bits per byte (the same within" in arm_verdict("x", close, first)
     assert "sentiment" not in arm_verdict("x", arm(0.5), first)  # one seed has no spread
+
+
+def test_a_study_is_summed_up_as_it_stands(tmp_path: Path) -> None:
+    recipe = make_run(tmp_path, "dense-seed1", points=30)
+    make_run(tmp_path, "sparse-seed1", points=30, bits=2.3, cost=0.5)
+    study = tmp_path / "study.yaml"
+    grid = {
+        "name": "runs", "folder": str(tmp_path), "recipe": str(recipe), "seeds": [1, 2],
+        "arms": {"dense": [], "sparse": ["optim.lr=0.001"]},
+    }  # fmt: skip
+    study.write_text(yaml.safe_dump({"grid": grid}))
+    table = summarise_study(study, price=2.0)
+    text = table.read_text()
+    assert table == tmp_path / "runs/table.md"
+    assert "**sparse: 0.50x FLOPs, 0.50x hours, 0.50x money, -4.2 % bits per byte**" in text
+    assert "failed before: dense-seed2, sparse-seed2" in text
+    for name in ("dense-seed1", "sparse-seed1"):
+        (tmp_path / "runs" / name / "metrics.jsonl").unlink()
+    with pytest.raises(RecipeError, match="none of its runs has trained"):
+        summarise_study(study)
+
+
+def test_the_commands(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["compare", *map(str, runs[:2]), "--out", str(tmp_path), "--price", "2.5"]
+    assert run_main(main, words) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "compare.html")
+    assert run_main(main, [*words[:2], "--out", str(tmp_path)]) == 2
+    assert "give at least two" in capsys.readouterr().err
+    assert run_main(main, ["audit", str(runs[0])]) == 3
+    assert "make an export" in capsys.readouterr().err
