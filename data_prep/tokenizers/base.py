@@ -64,7 +64,8 @@ class Tokenizer(ABC):
     @abstractmethod
     def token_ends(self, text: str) -> np.ndarray:
         """Up to which character of `text` each of its tokens reaches, (n,) int64; the frame of
-        `encode_prompt` aside."""
+        `encode_prompt` aside. Bytes in place of characters that are not in a vocabulary may all
+        reach to the end of their run."""
 
     @abstractmethod
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
