@@ -10,6 +10,7 @@ import numpy as np
 
 from data_prep.errors import RecipeError
 from pipeline.report import numbers as show
+from pipeline.report.audit import audit_sections
 from pipeline.report.compare import By, check_comparable, cost_column, pictures, run_curve
 from pipeline.report.document import Block, Document, Paragraph, Section, Table
 from pipeline.report.figures import Curve
@@ -57,6 +58,7 @@ def study_table(
         Section("Result", blocks if others else blocks[1:]),
         Section("Curves", curves),
         Section("Quality on each task", _quality(arms)),
+        *audit_sections({runs[0].name: runs[0].audit for runs in arms.values() if runs[0].audit}),
     ]
     return save(Document(title, sections), out / "compare.html", out / "table.md")[1]
 

@@ -261,6 +261,18 @@ def test_the_audit_of_a_run_and_its_page(recipe: Recipe) -> None:
         audit_runs([folder], LIMITS._replace(documents=5))
 
 
+def test_a_head_that_only_ranks_has_no_losses_to_audit(tmp_path: Path) -> None:
+    recipe = exported(tmp_path, "gpt2", head={"kind": "gram", "loss": "z"})
+    (recipe.run_folder / "config.yaml").write_text(recipe.to_yaml())
+    (path,) = audit_runs([recipe.run_folder], LIMITS)
+    found = json.loads(path.read_text())
+    # Neither rated texts nor probabilities: what is left is what it writes.
+    assert {"losses", "identity"}.isdisjoint(found)
+    assert found["verbatim"]["train"]["documents"] > 0
+    text = save_audit(recipe.run_folder).with_suffix(".md").read_text()
+    assert "repeated exactly" in text and "part by part" not in text
+
+
 def test_audits_are_paired_by_document() -> None:
     def audit(keys: str, bits: list[float]) -> dict[str, object]:
         return {"documents": {"keys": list(keys), "bits": bits, "bytes": [1] * len(bits)}}
