@@ -17,7 +17,8 @@ from pipeline.run_folder import RunFolder
 
 # Texts and tables of their own, not measures of quality.
 _OTHERS = ("samples", "audit")
-_SHARES = ("accuracy", "acc", "acc_norm", "macro_f1", "f1", "auroc", "top1")  # of 1
+_SHARES = ("accuracy", "accuracy_normalised", "acc", "acc_norm", "macro_f1", "f1", "auroc",
+           "top1")  # fmt: skip
 _KNOWN_GAINS = (*_SHARES, "mcc")
 _COSTS = ("bits_per_byte", "bits_per_character", "ppl_per_word", "ppl_per_token", "perplexity",
           "ppl", "word_perplexity", "byte_perplexity")  # fmt: skip
@@ -172,5 +173,6 @@ def _limits(content: Mapping[str, Any]) -> Sequence[float] | None:
 
 
 def _own_interval(content: Mapping[str, Any], key: str) -> Sequence[float] | None:
-    """`interval` without a name is that of the accuracy."""
-    return content.get("interval") if key == "accuracy" else None
+    """`interval` is that of `accuracy`, `interval_normalised` that of `accuracy_normalised`."""
+    name = key.replace("accuracy", "interval", 1)
+    return content.get(name) if name != key else None

@@ -37,6 +37,13 @@ def test_every_form_of_result_is_read(tmp_path: Path) -> None:
         transfer={"sst": {"accuracy": 0.8, "interval": [0.7, 0.9], "histogram": {"edges": [1.0]}}},
         last_word={"lambada": {"accuracy": 0.2, "interval": [0.1, 0.3], "ppl_per_word": 9.0}},
         tasks={
+            "easy": {
+                "accuracy": 0.4,
+                "interval": [0.3, 0.5],
+                "accuracy_normalised": 0.5,
+                "interval_normalised": [0.4, 0.6],
+                "chance": 0.25,
+            },
             "piqa": {"acc_norm": {"value": 0.6, "low": 0.5, "high": 0.7}},
             "arc": {"logic": {"value": 3.0, "interval": [2.0, 4.0]}},
             "sst": {"accuracy": {"value": 0.1, "low": 0.0, "high": 0.2}},
@@ -50,6 +57,8 @@ def test_every_form_of_result_is_read(tmp_path: Path) -> None:
         ("transfer/sst", "accuracy"): (0.8, (0.7, 0.9)),
         ("lambada", "accuracy"): (0.2, (0.1, 0.3)),
         ("lambada", "ppl_per_word"): (9.0, None),
+        ("easy", "accuracy"): (0.4, (0.3, 0.5)),
+        ("easy", "accuracy_normalised"): (0.5, (0.4, 0.6)),
         ("piqa", "acc_norm"): (0.6, (0.5, 0.7)),
         ("arc", "logic"): (3.0, (2.0, 4.0)),
         ("sst", "accuracy"): (0.1, (0.0, 0.2)),
