@@ -3,7 +3,9 @@
 python -m pipeline run recipes/demo_mlstm.yaml           every stage that is not up to date
 python -m pipeline run studies/demo_seeds.yaml --detach  all arms of a study
 python -m pipeline status recipes/demo_mlstm.yaml        what is done, what would run and why
-python -m pipeline compare runs/a runs/b                 two runs side by side
+python -m pipeline compare runs/a runs/b --price 2.5     runs side by side: cost and quality
+python -m pipeline compare studies/demo_seeds.yaml       the same for the arms of a study
+python -m pipeline audit runs/a runs/b                   where each is good or bad, or biased
 python -m pipeline sample runs/a/export "This is"        text from an exported model
 python -m pipeline init reviews.csv --minutes 30         a recipe for your own text
 python -m pipeline advise runs/a                         batch and rate for its next run
@@ -45,11 +47,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     for name, text in _STAGES.items():
         _verify(_with_recipe(commands, name, text))
-    compare = commands.add_parser("compare", help="lay runs side by side")
-    compare.add_argument("runs", nargs="+", type=Path, help="run folders; the first is the base")
-    compare.add_argument(
-        "--out", type=Path, default=Path("runs/compare"), help="folder of the page"
-    )
+    _side_by_side(commands)
     advise = commands.add_parser("advise", help="batch and rate, from the noise a run has measured")
     advise.add_argument("run", type=Path, help="run folder")
     init = commands.add_parser("init", help="write a recipe for your own text")
@@ -69,6 +67,52 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     commands.add_parser("keys", help="explain every recipe key with type, unit and default")
     return parser.parse_args(argv)
+
+
+def _side_by_side(commands: argparse._SubParsersAction) -> None:
+    told = {
+        "compare": "lay runs side by side, or the arms of a study: cost, quality, a verdict each",
+        "audit": "loss part by part, text repeated by heart, bias; of several runs a comparison",
+    }
+    for name, text in told.items():
+        parser = commands.add_parser(name, help=text, description=text)
+        parser.add_argument("runs", nargs="+", type=Path, help=_RUNS[name])
+        parser.add_argument(
+            "--out", type=Path, default=Path("runs/compare"),
+            help="folder of the page (default runs/compare; a study's lies in its folder)",
+        )  # fmt: skip
+        parser.add_argument(
+            "--price", type=float,
+            help="money for a device and hour (default: report.device_hour_price of each recipe)",
+        )  # fmt: skip
+    commands.choices["compare"].add_argument(
+        "--by", choices=("bits", "loss"), default="bits",
+        help="bits per byte, or loss per token of runs with one tokenizer (default bits)",
+    )  # fmt: skip
+    from pipeline.audit.limits import Limits
+
+    for field, text in _LIMITS.items():
+        default = Limits._field_defaults[field]
+        commands.choices["audit"].add_argument(
+            f"--{field.replace('_', '-')}", type=int, default=default, metavar="N",
+            help=f"{text} (default {default:,})",
+        )  # fmt: skip
+
+
+_RUNS = {
+    "compare": "run folders, the first is the base; or one file of studies/",
+    "audit": "run folders with an export, the first is the base",
+}
+_LIMITS = {
+    "documents": "documents of each split to judge and to prompt with",
+    "train_tokens": "training tokens to count words and look for personal data in",
+    "prompt_tokens": "tokens of a training document that are given",
+    "continuation_tokens": "tokens after these that must be repeated exactly",
+    "texts": "labelled texts to fit the sentiment classifier to, and to exchange terms in",
+    "samples": "texts to write freely",
+    "sample_tokens": "tokens of each of them",
+    "seed": "of every choice",
+}
 
 
 def _clamp(text: str) -> tuple[int, float]:
@@ -107,9 +151,9 @@ def _verify(parser: argparse.ArgumentParser) -> None:
 def main(argv: list[str]) -> None:
     arguments = parse(argv)
     if arguments.command == "compare":
-        from pipeline.report.compare import compare_runs
-
-        print(compare_runs(arguments.runs, arguments.out))
+        _compare(arguments)
+    elif arguments.command == "audit":
+        _audit(arguments)
     elif arguments.command == "advise":
         from pipeline.report.advise import advise
 
@@ -135,6 +179,31 @@ def main(argv: list[str]) -> None:
         _with_loaded_recipe(arguments)
 
 
+def _compare(arguments: argparse.Namespace) -> None:
+    from pipeline.report.compare import compare_runs
+    from pipeline.stages.study import summarise_study
+
+    price, by = arguments.price, arguments.by
+    if len(arguments.runs) == 1 and arguments.runs[0].is_file():
+        print(summarise_study(arguments.runs[0], price, by))
+    else:
+        print(compare_runs(arguments.runs, arguments.out, price, by))
+
+
+def _audit(arguments: argparse.Namespace) -> None:
+    from pipeline.audit.limits import Limits
+    from pipeline.audit.run import audit_runs
+    from pipeline.report.audit import save_audit
+    from pipeline.report.compare import compare_runs
+
+    limits = Limits(**{field: getattr(arguments, field) for field in Limits._fields})
+    print(*audit_runs(arguments.runs, limits), sep="\n", flush=True)
+    if len(arguments.runs) > 1:
+        print(compare_runs(arguments.runs, arguments.out, arguments.price))
+    else:
+        print(save_audit(arguments.runs[0]))
+
+
 def _with_loaded_recipe(arguments: argparse.Namespace) -> None:
     from data_prep.recipe.loader import read_tree
     from pipeline.recipe import load_recipe
@@ -158,7 +227,8 @@ def _with_loaded_recipe(arguments: argparse.Namespace) -> None:
 
         machine = Machine(
             arguments.devices, arguments.node_devices, arguments.tflops, arguments.mfu,
-            arguments.tokens_per_second, arguments.link, arguments.waiting, arguments.price,
+            arguments.tokens_per_second, arguments.link, arguments.waiting,
+            arguments.price or recipe.report.device_hour_price,
         )  # fmt: skip
         print(plan(recipe, machine))
     elif command == "status":

@@ -24,7 +24,8 @@ ORDER = (
     "pipeline.ranks", "pipeline.environment", "pipeline.run_folder", "pipeline.recipe",
     "pipeline.data", "pipeline.models", "pipeline.heads", "pipeline.sparsity", "pipeline.optim",
     "pipeline.train", "pipeline.export",
-    "pipeline.evaluate", "pipeline.finetune", "pipeline.report", "pipeline.init",
+    "pipeline.evaluate", "pipeline.audit", "pipeline.finetune", "pipeline.report",
+    "pipeline.init",
     "pipeline.plan", "pipeline.preflight", "pipeline.stages", "pipeline.__main__",
 )  # fmt: skip
 # Neighbours that know nothing of each other: what joins them stands further right.
@@ -33,6 +34,7 @@ STRANGERS = (
     ("pipeline.train", "pipeline.report"),
     ("pipeline.export", "pipeline.report"),
     ("pipeline.evaluate", "pipeline.report"),
+    ("pipeline.audit", "pipeline.finetune", "pipeline.report"),
     ("pipeline.finetune", "pipeline.report", "pipeline.init"),
     ("pipeline.preflight", "pipeline.stages"),
 )

@@ -62,6 +62,12 @@ class Tokenizer(ABC):
         """The ids of the beginning of a document, so that a model goes on from there."""
 
     @abstractmethod
+    def token_ends(self, text: str) -> np.ndarray:
+        """Up to which character of `text` each of its tokens reaches, (n,) int64; the frame of
+        `encode_prompt` aside. Bytes in place of characters that are not in a vocabulary may all
+        reach to the end of their run."""
+
+    @abstractmethod
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ids; special ids vanish, bytes that are not UTF-8 become U+FFFD."""
 

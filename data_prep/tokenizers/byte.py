@@ -32,6 +32,10 @@ class ByteTokenizer(Tokenizer):
     def encode_prompt(self, text: str) -> np.ndarray:
         return np.frombuffer((self.prefix + text).encode(), np.uint8)
 
+    def token_ends(self, text: str) -> np.ndarray:
+        sizes = [len(character.encode()) for character in text]
+        return np.repeat(np.arange(1, len(text) + 1), sizes)
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return np.asarray(ids).astype(np.uint8).tobytes().decode("utf-8", errors="replace")
 

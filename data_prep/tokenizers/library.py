@@ -82,6 +82,10 @@ class LibraryTokenizer(Tokenizer):
         ids = self._hf.encode(text, add_special_tokens=False).ids
         return np.array([self.end_id, *ids], self.id_dtype)
 
+    def token_ends(self, text: str) -> np.ndarray:
+        offsets = self._hf.encode(text, add_special_tokens=False).offsets
+        return np.array([end for _, end in offsets], np.int64)
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self._hf.decode(np.asarray(ids).tolist(), skip_special_tokens=True)
 

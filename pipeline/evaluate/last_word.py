@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data_prep.errors import DataError
 from data_prep.recipe.data import CleanConfig
-from pipeline.evaluate.accuracy import accuracy_interval
+from pipeline.evaluate.accuracy import accuracy_interval, outcomes
 from pipeline.evaluate.labelled import chosen, read_labelled
 from pipeline.evaluate.model import LanguageModel, batches
 from pipeline.recipe.evaluation import LastWordConfig
@@ -48,11 +48,16 @@ def last_word(
     if longest := max((p.word_tokens for p in kept if p.word_tokens >= len(p.ids)), default=0):
         raise DataError(f"{section.path}: a word of {longest} tokens; the model sees {limit}")
     correct, nats = _judge(model, kept)
-    return {
-        "texts": len(texts),
-        "cut": sum(len(a.ids) > len(b.ids) for a, b in zip(passages, kept, strict=True)),
-        "ppl_per_word": math.exp(min(float(nats.mean()), 700.0)),
-    } | accuracy_interval(correct, _RESAMPLES, seed)
+    judged = outcomes(correct, [text.text for text in texts])
+    return (
+        judged
+        | {
+            "texts": len(texts),
+            "cut": sum(len(a.ids) > len(b.ids) for a, b in zip(passages, kept, strict=True)),
+            "ppl_per_word": math.exp(min(float(nats.mean()), 700.0)),
+        }
+        | accuracy_interval(correct, _RESAMPLES, seed)
+    )
 
 
 def _passage(model: LanguageModel, text: str, place: str) -> _Passage:

@@ -44,7 +44,7 @@ class LanguageModel:
         DataError when the folder is missing, is a checkpoint, or is no export.
         """
         folder = Path(folder)
-        _check_export(folder)
+        check_export(folder)
         register_models()
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         tokenizer = load_tokenizer(folder)
@@ -117,7 +117,8 @@ def batches(lengths: Sequence[int], most_tokens: float, most_rows: float) -> lis
     return batches
 
 
-def _check_export(folder: Path) -> None:
+def check_export(folder: Path) -> None:
+    """DataError when `folder` is missing, is a checkpoint, or is no export."""
     hint = "make an export with `python -m pipeline export RECIPE`"
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist: {hint}")

@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 
 from data_prep.errors import DataError
 from data_prep.recipe.data import CleanConfig
-from pipeline.evaluate.accuracy import accuracy_interval
+from pipeline.evaluate.accuracy import accuracy_interval, outcomes
 from pipeline.evaluate.labelled import read_labelled
 from pipeline.evaluate.lasso import STRENGTHS, lasso
 from pipeline.evaluate.model import LanguageModel
@@ -41,7 +41,7 @@ def sentiment(
     Texts rated between the two thresholds are left out. DataError when the file is not what the
     section says or holds fewer than 10 texts of a class.
     """
-    texts, labels = _rated_texts(section, cleaning)
+    texts, labels = rated_texts(section, cleaning)
     started = time.monotonic()
     features = model.features(texts)
     seconds = time.monotonic() - started
@@ -67,11 +67,13 @@ def sentiment(
         **{f"tfidf_{key}": value for key, value in tfidf.items()},
         "tfidf_C": word_strength,
         "texts_per_second": len(texts) / seconds,
+        **outcomes(correct, texts),
     }
 
 
-def _rated_texts(section: SentimentConfig, cleaning: CleanConfig) -> tuple[list[str], np.ndarray]:
-    """Texts and labels, 0 negative and 1 positive."""
+def rated_texts(section: SentimentConfig, cleaning: CleanConfig) -> tuple[list[str], np.ndarray]:
+    """Texts and labels, 0 negative and 1 positive, of those not rated between the thresholds.
+    DataError as `sentiment`."""
     texts, labels = [], []
     for text, score, place in read_labelled(
         section.path, section.text_field, section.score_field, cleaning

@@ -16,7 +16,7 @@ from sklearn.model_selection import train_test_split
 
 from data_prep.errors import DataError
 from data_prep.recipe.data import CleanConfig
-from pipeline.evaluate.accuracy import accuracy_interval
+from pipeline.evaluate.accuracy import accuracy_interval, outcomes
 from pipeline.evaluate.labelled import Labelled, chosen, read_labelled
 from pipeline.evaluate.lasso import STRENGTHS, lasso
 from pipeline.evaluate.model import LanguageModel
@@ -65,6 +65,7 @@ def transfer(
         **{f"unit_{key}": value for key, value in unit_found.items()},
         "majority_accuracy": float(max(test.labels.mean(), 1 - test.labels.mean())),
         "texts_per_second": sum(len(part.texts) for part in parts) / seconds,
+        **outcomes(correct, test.texts),
         "histogram": histogram(features[2][:, unit], test.labels),
         "courses": _courses(model, unit, features[2][:, unit], test) if model.recurrent else [],
     }

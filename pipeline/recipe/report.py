@@ -12,3 +12,8 @@ class ReportConfig(Section):
 
     title: str | None = Field(default=None, description="headline; null = the run's name")
     max_points: int = Field(default=2000, ge=10, description="points drawn per curve at most")
+    device_hour_price: float | None = Field(
+        default=None,
+        gt=0,
+        description="money for one device and hour, any currency; null = unknown",
+    )

@@ -28,7 +28,7 @@ class RunConfig(Section):
     processes: int | None = Field(
         default=None,
         ge=1,
-        description="processes that `python -m pipeline pretrain` starts on this machine; null = one "
+        description="processes that `python -m pipeline pretrain` starts here; null = one "
         "for each GPU, or one",
     )
     max_restarts: int = Field(

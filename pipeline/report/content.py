@@ -8,6 +8,7 @@ from unicodedata import category
 import numpy as np
 
 from pipeline.report import numbers as show
+from pipeline.report.audit import audit_sections
 from pipeline.report.curves import run_pictures
 from pipeline.report.document import Block, Code, Document, Paragraph, Sample, Section, Table
 from pipeline.report.headline import headline
@@ -35,6 +36,7 @@ def compose(run: RunData, title: str, max_points: int) -> Document:
         transfer_section(run.transfer),
         _last_words(run),
         _finetuning(run),
+        *audit_sections({run.name: run.audit} if run.audit else {}),
         _environment(run),
         _stages(run),
     ]

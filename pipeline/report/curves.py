@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.report.document import Picture
-from pipeline.report.figures import BITS, SECONDS, STEPS, TOKENS, Axis, Curve, draw
+from pipeline.report.figures import BITS, LOSS, SECONDS, STEPS, TOKENS, Axis, Curve, draw
 from pipeline.report.load import RunData, column
 
 
@@ -28,8 +28,7 @@ def _loss(run: RunData, max_points: int) -> Picture | None:
         Curve("training", column(training, tokens), column(training, "train/loss"), "noisy"),
         Curve("validation", column(held_out, tokens), column(held_out, "eval/loss"), "points"),
     ]
-    loss = Axis("loss (nats per token)")
-    return draw("loss", "Loss while training", TOKENS, loss, curves, max_points)
+    return draw("loss", "Loss while training", TOKENS, LOSS, curves, max_points)
 
 
 def _bits(run: RunData, max_points: int) -> Picture | None:

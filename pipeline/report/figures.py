@@ -17,7 +17,7 @@ from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, LogFormatt
 
 from pipeline.report.document import Picture
 
-_COLOURS = ("#0b6fa4", "#d1495b", "#3a7d44", "#e09f3e", "#6f4c9b", "#5c6770", "#00a5a8", "#8c510a")
+COLOURS = ("#0b6fa4", "#d1495b", "#3a7d44", "#e09f3e", "#6f4c9b", "#5c6770", "#00a5a8", "#8c510a")
 _SMOOTHING_SHARE = 1 / 50  # of all points, averaged in the strong line over a noisy one
 
 
@@ -34,8 +34,10 @@ class Axis:
 STEPS = Axis("optimizer step")
 TOKENS = Axis("training tokens (k = 10³, M = 10⁶, G = 10⁹)", prefixes=True)
 SECONDS = Axis("training time (seconds)")
+MONEY = Axis("training cost (money, at the price of a device hour)")
 FLOPS = Axis("counted FLOPs (G = 10⁹, T = 10¹², P = 10¹⁵)", prefixes=True)
 BITS = Axis("bits per byte")
+LOSS = Axis("loss (nats per token)")
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def draw(
     if not any(curve.kind != "level" for curve in shown):
         return None
     for number, curve in enumerate(shown):
-        _add(axes, curve, _COLOURS[number % len(_COLOURS)], max_points)
+        _add(axes, curve, COLOURS[number % len(COLOURS)], max_points)
     axes.set_title(title, fontsize=12, fontweight="bold", loc="left")
     _label(axes, x, y)
     if len(shown) > 1 or shown[0].kind == "noisy":

@@ -39,6 +39,7 @@ class RunData:
     last_word: dict[str, dict[str, Any]]
     samples: list[dict[str, Any]]
     finetune: dict[str, Any] | None
+    audit: dict[str, Any] | None
 
     @property
     def name(self) -> str:
@@ -105,6 +106,7 @@ def read_run(folder: Path, config: dict[str, Any]) -> RunData:
         last_word=read(run.evals / "last_word.json") or {},
         samples=read(run.evals / "samples.json") or [],
         finetune=read(folder / "finetune" / "metrics.json"),
+        audit=read(run.evals / "audit.json"),
     )
 
 

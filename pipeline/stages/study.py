@@ -14,6 +14,9 @@ from pathlib import Path
 from data_prep.errors import PipelineError, RecipeError
 from pipeline.recipe import Recipe, load_grid, load_recipe
 from pipeline.recipe.grid import GridConfig
+from pipeline.report.compare import By
+from pipeline.report.study import study_table
+from pipeline.run_folder import RunFolder
 from pipeline.stages.runner import ALL, run_stages
 
 
@@ -39,7 +42,7 @@ def run_study(path: Path, *, detach: bool = False) -> None:
         except PipelineError as error:
             print(f"error: {name}: {error}", file=sys.stderr)
             failures.append(error)
-    _summarise(grid, arms, out)
+    print(_summarise(grid, arms) or "no run has trained, so there is no table")
     if failures:
         raise type(failures[0])(f"{len(failures)} of {len(arms)} runs failed, see above")
 
@@ -63,16 +66,33 @@ def expand(grid: GridConfig) -> list[tuple[str, Recipe]]:
     return runs
 
 
-def _summarise(grid: GridConfig, arms: list[tuple[str, Recipe]], out: Path) -> None:
-    from pipeline.report.compare import study_table
+def summarise_study(path: Path, price: float | None = None, by: By = "bits") -> Path:
+    """Write the table and the page of a study's runs as they stand; the path of the table.
 
+    RecipeError when none of them has trained.
+    """
+    grid = load_grid(path)
+    table = _summarise(grid, expand(grid), price, by)
+    if table is None:
+        raise RecipeError(f"{path}: none of its runs has trained: start `python -m pipeline run`")
+    return table
+
+
+def _summarise(
+    grid: GridConfig, arms: list[tuple[str, Recipe]], price: float | None = None, by: By = "bits"
+) -> Path | None:
+    """None when no run has trained."""
     groups: dict[str, list[Path]] = {arm: [] for arm in grid.arms}
+    missing = []
     for name, recipe in arms:
-        if (recipe.run_folder / "metrics.jsonl").is_file():
-            groups[name.rpartition("-seed")[0]].append(recipe.run_folder)
+        folder = RunFolder(recipe.run_folder)
+        if any("train/loss" in line for line in folder.read_metrics()):
+            groups[name.rpartition("-seed")[0]].append(folder.root)
+        else:
+            missing.append(name)
     done = {arm: folders for arm, folders in groups.items() if folders}
-    if done:
-        print(study_table(done, out, grid.name))
+    out = Path(grid.folder) / grid.name
+    return study_table(done, out, grid.name, missing, price, by) if done else None
 
 
 def _detach(path: Path, out: Path) -> None:

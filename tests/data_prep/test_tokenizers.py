@@ -91,6 +91,25 @@ def test_decoding_gives_the_text_back(kinds: dict[str, Tokenizer], kind: str, te
     assert round_trip_report(tokenizer, [text])["exact_round_trips"] == 1
 
 
+@pytest.mark.parametrize("kind", ALL)
+@settings(deadline=None)
+@given(text=st.text("a \t\n▁<>0xF😀日'1é"))
+def test_tokens_end_where_the_text_so_far_ends(
+    kinds: dict[str, Tokenizer], kind: str, text: str
+) -> None:
+    tokenizer = kinds[kind]
+    ids = tokenizer.encode_prompt(text)[len(tokenizer.encode_prompt("")) :]
+    ends = tokenizer.token_ends(text)
+    assert len(ends) == len(ids) and (np.diff(ends) >= 0).all()
+    assert not len(ids) or 0 <= ends[0] and ends[-1] <= len(text)
+    for place in range(1, len(ids) + 1) if kind in LOSSLESS else ():
+        so_far = tokenizer.decode(ids[:place])
+        if "\ufffd" not in so_far:  # else the token ends within a character
+            reached = text[: ends[place - 1]]
+            # unigram spells a run of characters that it lacks as one piece, in bytes
+            assert reached.startswith(so_far) if kind == "unigram" else reached == so_far
+
+
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "word"])
 def test_text_that_spells_the_special_token_stays_text(
     kinds: dict[str, Tokenizer], kind: str
