@@ -1,0 +1,221 @@
+"""Faults drawn at random, one a trial: does the run resume, or say clearly why not?
+
+    python -m tests.faults.trials [--trials 200] [--seed 0] [--json FILE]
+
+A trial takes a run that was stopped half-way, does one thing to it, and starts it again. It is
+survived when the run goes on to the losses, instances and weights of an undisturbed one (at another
+layout: to rounding), or ends with a documented exit code and one message that names the cause; and
+when no good checkpoint was lost. The last line is `survived / run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from time import sleep
+
+from pipeline.train.checkpoint import list_checkpoints, problem
+from tests.faults.driver import Attempt, assert_same_run, run_to_the_end, saving, step_of
+from tests.pipeline.tiny import losses, write_recipe
+
+_STEPS, _CUT = 12, 7  # checkpoints at 3, 6 and the cut
+_WORLD = 2
+_NO_DROPOUT = ["model.config.resid_pdrop=0", "model.config.embd_pdrop=0"]
+
+
+class Scene:
+    """A recipe, its undisturbed run, and one that was stopped half-way, copied for each trial."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.folder, self.runs = folder, folder / "runs"
+        self.recipe = write_recipe(
+            folder, kind, run__steps=_STEPS, checkpoint__every_steps=3, eval__every_steps=0,
+            engine__zero_stage=1,
+        )  # fmt: skip
+        self.fixed = _NO_DROPOUT if kind == "transformer" else []
+        self.straight = self.runs / "straight"
+        run_to_the_end(_WORLD, self.recipe, ["run.name=straight", *self.fixed], self.straight)
+        self._stop_half_way()
+
+    def _stop_half_way(self) -> None:
+        run = self.runs / "half"
+        attempt = self.start("half")
+        attempt.wait_for(lambda: step_of(run) >= _CUT - 1)
+        (run / "STOP").touch()
+        assert attempt.end() == [75] * _WORLD, attempt.log()
+
+    def start(self, name: str, *overrides: str, world: int = _WORLD) -> Attempt:
+        run = self.runs / name
+        return Attempt(world, self.recipe, [f"run.name={name}", *self.fixed, *overrides], run)
+
+    def copy(self, name: str) -> Path:
+        """The half-done run under another name."""
+        run = self.runs / name
+        shutil.copytree(self.runs / "half", run)
+        return run
+
+
+Fault = Callable[[Scene, Path, random.Random], None]
+
+
+def finish(scene: Scene, run: Path, *overrides: str, world: int = _WORLD) -> str:
+    """Start again and let it end; what it said."""
+    attempt = scene.start(run.name, *overrides, world=world)
+    codes = attempt.end()
+    assert codes == [0] * world, f"{codes}\n{attempt.log()}"
+    return attempt.log()
+
+
+def killed_in_a_step(scene: Scene, run: Path, dice: random.Random) -> None:
+    attempt = scene.start(run.name)
+    step = dice.randrange(_CUT, _STEPS)
+    if attempt.wait_for(lambda: step_of(run) >= step):
+        sleep(dice.random() * 0.02)
+        attempt.kill(dice.randrange(_WORLD))
+    attempt.end()
+    finish(scene, run)
+    assert_same_run(run, scene.straight)
+
+
+def killed_in_a_save(scene: Scene, run: Path, dice: random.Random) -> None:
+    attempt = scene.start(run.name)
+    if attempt.wait_for(lambda: step_of(run) >= _CUT and saving(run)):
+        sleep(dice.random() * 0.01)
+        attempt.kill(dice.randrange(_WORLD))
+    attempt.end()
+    finish(scene, run)
+    assert_same_run(run, scene.straight)
+
+
+def damaged_checkpoint(scene: Scene, run: Path, dice: random.Random) -> None:
+    """Any file of the newest checkpoint, manifest and all: the one before it takes over."""
+    newest, *others = list_checkpoints(run / "checkpoints")
+    path = dice.choice(sorted(p for p in newest.rglob("*") if p.is_file()))
+    damage(path, dice)
+    found = problem(newest)
+    said = finish(scene, run)
+    assert found is None or "passed over a damaged checkpoint" in said
+    assert_same_run(run, scene.straight)
+    assert all(problem(other) is None for other in others)
+
+
+def damaged_shard(scene: Scene, run: Path, dice: random.Random) -> None:
+    """A shard of the data is never trained on when it is not what it was."""
+    prepared = next(scene.folder.glob("prepared-*"))
+    whole = scene.folder / "whole"
+    shutil.copytree(prepared, whole)
+    path = dice.choice(sorted(p for p in prepared.rglob("*.bin")))
+    damage(path, dice)
+    attempt = scene.start(run.name)
+    codes = attempt.end()
+    shutil.rmtree(prepared)
+    whole.rename(prepared)
+    assert codes == [3] * _WORLD and path.name in attempt.log(), f"{codes}\n{attempt.log()}"
+    assert "Traceback" not in attempt.log()
+    finish(scene, run)
+    assert_same_run(run, scene.straight)
+
+
+def damage(path: Path, dice: random.Random) -> None:
+    """Truncate a file, flip one of its bits, or remove it."""
+    raw = bytearray(path.read_bytes())
+    kind = dice.choice(["truncate", "flip", "remove"])
+    if kind == "remove":
+        path.unlink()
+    elif kind == "truncate" or not raw:
+        path.write_bytes(raw[: dice.randrange(max(1, len(raw)))])
+    else:
+        raw[dice.randrange(len(raw))] ^= 1 << dice.randrange(8)
+        path.write_bytes(raw)
+
+
+def started_twice(scene: Scene, run: Path, dice: random.Random) -> None:
+    """Two runs in one folder: one goes on, the other is refused and touches nothing."""
+    attempts = [scene.start(run.name), scene.start(run.name)]
+    ended = [attempt.end() for attempt in attempts]
+    assert sorted(ended) == [[0] * _WORLD, [2] * _WORLD], f"{ended}\n{attempts[0].log()}"
+    assert "is in use by process" in attempts[0].log()
+    assert_same_run(run, scene.straight)
+
+
+def moved(scene: Scene, run: Path, dice: random.Random) -> None:
+    """Another number of ranks, another ZeRO stage, another micro-batch."""
+    world, stage = dice.choice([1, 2, 4]), dice.randrange(4)
+    micro = dice.choice([1, 2])
+    finish(
+        scene, run, f"engine.zero_stage={stage}", f"batch.micro_batch={micro}", world=world
+    )  # fmt: skip
+    ours, theirs = losses(run), losses(scene.straight)
+    assert len(ours) == len(theirs)
+    assert all(abs(a - b) <= 1e-4 * b for a, b in zip(ours, theirs, strict=True))
+
+
+def changed_recipe(scene: Scene, run: Path, dice: random.Random) -> None:
+    """Another run under the same name is refused, with the difference."""
+    change = dice.choice(["optim.lr=0.5", "run.seed=9", "batch.window_tokens=8", "run.steps=99"])
+    attempt = scene.start(run.name, change)
+    assert attempt.end() == [2] * _WORLD, attempt.log()
+    assert "cannot be resumed with this recipe" in attempt.log()
+    assert "Traceback" not in attempt.log()
+    finish(scene, run)
+    assert_same_run(run, scene.straight)
+
+
+FAULTS: dict[str, Fault] = {
+    fault.__name__: fault
+    for fault in (
+        killed_in_a_step, killed_in_a_save, damaged_checkpoint, damaged_shard, started_twice,
+        moved, changed_recipe,
+    )
+}  # fmt: skip
+
+
+def run_trial(scene: Scene, fault: str, seed: int) -> str | None:
+    """None when it is survived, else what went wrong."""
+    run = scene.copy(f"{fault}-{seed}")
+    try:
+        FAULTS[fault](scene, run, random.Random(seed))
+    except AssertionError as error:
+        return str(error)
+    shutil.rmtree(run)
+    return None
+
+
+def main() -> None:
+    """Draw faults and models in turn."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    dice, survived, run = random.Random(arguments.seed), Counter[str](), Counter[str]()
+    with tempfile.TemporaryDirectory() as folder:
+        scenes = {}
+        for kind in ("mlstm", "transformer"):
+            (Path(folder) / kind).mkdir()
+            scenes[kind] = Scene(Path(folder) / kind, kind)
+        for _ in range(arguments.trials):
+            fault, kind = dice.choice(list(FAULTS)), dice.choice(list(scenes))
+            seed = dice.randrange(10**6)
+            why = run_trial(scenes[kind], fault, seed)
+            run[fault] += 1
+            survived[fault] += why is None
+            print(f"{fault:<20} {kind:<12} {seed:>7} {why or 'survived'}", flush=True)
+    for fault in FAULTS:
+        print(f"{fault:<20} {survived[fault]} / {run[fault]}")
+    print(f"trials survived / run: {survived.total()} / {run.total()}")
+    if arguments.json:
+        counts = {fault: [survived[fault], run[fault]] for fault in FAULTS}
+        arguments.json.write_text(json.dumps(counts, indent=1) + "\n")
+    sys.exit(survived.total() != run.total())
+
+
+if __name__ == "__main__":
+    main()
