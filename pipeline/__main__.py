@@ -4,6 +4,7 @@ python -m pipeline run recipes/demo_mlstm.yaml           every stage that is not
 python -m pipeline run studies/demo_seeds.yaml --detach  all arms of a study
 python -m pipeline status recipes/demo_mlstm.yaml        what is done, what would run and why
 python -m pipeline compare runs/a runs/b                 two runs side by side
+python -m pipeline watch runs                            a live page of the runs and their curves
 python -m pipeline sample runs/a/export "This is"        text from an exported model
 python -m pipeline init reviews.csv --minutes 30         a recipe for your own text
 python -m pipeline advise runs/a                         batch and rate for its next run
@@ -50,6 +51,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
     compare.add_argument(
         "--out", type=Path, default=Path("runs/compare"), help="folder of the page"
     )
+    watch = commands.add_parser("watch", help="a live page of runs and their curves, in a browser")
+    watch.add_argument(
+        "runs", nargs="*", type=Path, default=[Path("runs")],
+        help="run folders, or folders that hold some (default runs)",
+    )  # fmt: skip
+    watch.add_argument("--port", type=int, default=6010, help="0 takes a free one (default 6010)")
+    watch.add_argument(
+        "--host", default="127.0.0.1",
+        help="address to listen on (default 127.0.0.1: this machine alone; there is no password)",
+    )  # fmt: skip
     advise = commands.add_parser("advise", help="batch and rate, from the noise a run has measured")
     advise.add_argument("run", type=Path, help="run folder")
     init = commands.add_parser("init", help="write a recipe for your own text")
@@ -110,6 +121,10 @@ def main(argv: list[str]) -> None:
         from pipeline.report.compare import compare_runs
 
         print(compare_runs(arguments.runs, arguments.out))
+    elif arguments.command == "watch":
+        from pipeline.watch import watch
+
+        watch(arguments.runs, arguments.host, arguments.port)
     elif arguments.command == "advise":
         from pipeline.report.advise import advise
 

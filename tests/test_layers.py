@@ -24,13 +24,13 @@ ORDER = (
     "pipeline.ranks", "pipeline.environment", "pipeline.run_folder", "pipeline.recipe",
     "pipeline.data", "pipeline.models", "pipeline.heads", "pipeline.sparsity", "pipeline.optim",
     "pipeline.train", "pipeline.export",
-    "pipeline.evaluate", "pipeline.finetune", "pipeline.report", "pipeline.init",
+    "pipeline.evaluate", "pipeline.finetune", "pipeline.report", "pipeline.watch", "pipeline.init",
     "pipeline.plan", "pipeline.preflight", "pipeline.stages", "pipeline.__main__",
 )  # fmt: skip
 # Neighbours that know nothing of each other: what joins them stands further right.
 STRANGERS = (
     ("pipeline.data", "pipeline.models", "pipeline.heads", "pipeline.sparsity", "pipeline.optim"),
-    ("pipeline.train", "pipeline.report"),
+    ("pipeline.train", "pipeline.report", "pipeline.watch"),
     ("pipeline.export", "pipeline.report"),
     ("pipeline.evaluate", "pipeline.report"),
     ("pipeline.finetune", "pipeline.report", "pipeline.init"),
@@ -130,7 +130,7 @@ def test_data_prep_needs_none_of_the_training_libraries() -> None:
 
 def test_a_recipe_can_be_read_without_torch() -> None:
     light = ("pipeline.recipe", "pipeline.run_folder", "pipeline.environment", "pipeline.clock",
-             "pipeline.report", "pipeline.init")  # fmt: skip
+             "pipeline.report", "pipeline.watch", "pipeline.init")  # fmt: skip
     found = {
         (module_of(path), name)
         for path in FILES
