@@ -89,9 +89,9 @@ class Browser:
             assert time.monotonic() < end, f"never true: {expression}"
             time.sleep(0.05)
 
-    def screenshot(self, path: Path) -> None:
+    def screenshot(self) -> bytes:
         """The visible part of the page as PNG."""
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
+        return base64.b64decode(self.call("Page.captureScreenshot")["data"])
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """One DevTools command, its result; what the page reports meanwhile is kept."""

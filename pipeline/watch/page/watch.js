@@ -209,8 +209,8 @@ function drawChart(chart, axis) {
   const x = scale(all.map((row) => row[axis]), 64, width - 12, { time: axis === 2 });
   const y = scale(all.map((row) => row[MEAN]), height - 44, 8, { log, zero: chart.zero, pad: true });
   drawAxes(svg, chart, axis, x, y, width, height);
-  const plot = make("svg", svg, { x: 64, y: 8, width: width - 76, height: height - 52, overflow: "hidden",
-    viewBox: `64 8 ${width - 76} ${height - 52}` });
+  const plot = make("svg", svg, { x: 60, y: 8, width: width - 66, height: height - 52, overflow: "hidden",
+    viewBox: `60 8 ${width - 66} ${height - 52}` });
   for (const { run, rows, heldout } of drawn) drawRun(plot, run.colour, rows, heldout, axis, x, y);
   chart.drawn = { drawn, axis, x };
 }
