@@ -19,7 +19,8 @@ SOURCES = {path: ast.parse(path.read_text("utf-8")) for path in FILES}
 
 # Nothing imports what stands to the right of it.
 ORDER = (
-    "data_prep", "pipeline.clock", "pipeline.flops", "pipeline.products", "pipeline.seeds",
+    "data_prep", "pipeline.clock", "pipeline.flops", "pipeline.products", "pipeline.progress",
+    "pipeline.seeds",
     "pipeline.protocols",
     "pipeline.ranks", "pipeline.environment", "pipeline.run_folder", "pipeline.recipe",
     "pipeline.data", "pipeline.models", "pipeline.heads", "pipeline.sparsity", "pipeline.optim",
