@@ -183,9 +183,10 @@ def watch(folders: Sequence[Path], host: str, port: int) -> None:
             f"cannot listen on {host} port {port} ({error}): give another --port or --host"
         ) from None
     shown = f"[{host}]" if ":" in host else host
-    print(f"watching {', '.join(map(str, folders))} on http://{shown}:{server.server_port}/")
+    address = f"http://{shown}:{server.server_port}/"
+    print(f"watching {', '.join(map(str, folders))} on {address} (Ctrl-C ends)", flush=True)
     if host.lower() not in _LOOPBACK:
-        print("anyone who can reach this address can read the runs; Ctrl-C ends", flush=True)
+        print("anyone who can reach this address can read the runs", flush=True)
     with server:
         try:
             server.serve_forever()
