@@ -32,7 +32,7 @@ from pipeline.recipe import Recipe, load_recipe  # noqa: E402
 from pipeline.report.stage import write_report  # noqa: E402
 from pipeline.run_folder import RunFolder  # noqa: E402
 from pipeline.watch.follow import CURVES, PLACES  # noqa: E402
-from pipeline.watch.server import Watched  # noqa: E402
+from pipeline.watch.watched import Watched  # noqa: E402
 
 
 def make_run(folder: Path, steps: int) -> Recipe:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline.watch.server import Server, Watched
+from pipeline.watch.server import Server
+from pipeline.watch.watched import Watched
 from tests.browser.chromium import Browser
 
 _PICTURES = Path(__file__).parents[2] / "docs/pictures"

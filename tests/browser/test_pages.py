@@ -15,7 +15,8 @@ import pytest
 from pipeline.recipe import load_recipe
 from pipeline.report.compare import compare_runs
 from pipeline.report.stage import write_report
-from pipeline.watch.server import Server, Watched
+from pipeline.watch.server import Server
+from pipeline.watch.watched import Watched
 from tests.browser.chromium import DESKTOP, PHONE, Browser, needs_chromium
 from tests.pipeline.test_report import make_run
 from tests.pipeline.test_watch import line, write_run

@@ -20,7 +20,7 @@ from pipeline.watch.folders import Run, find_runs, open_file
 from pipeline.watch.follow import Follower
 from pipeline.watch.overview import overview
 from pipeline.watch.series import Series
-from pipeline.watch.server import Watched
+from pipeline.watch.watched import Watched
 from tests.pipeline.test_monitor import board  # noqa: F401  (no TensorBoard in Monitor)
 
 NOW = 1_000_000.0
@@ -271,7 +271,7 @@ def test_pipes_and_folders_are_not_read(tmp_path: Path) -> None:
 
 
 def test_new_runs_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.watch.server._SEARCH_EVERY_S", 0.0)
+    monkeypatch.setattr("pipeline.watch.watched._SEARCH_EVERY_S", 0.0)
     watched = Watched([tmp_path])
     assert watched.list_runs()["runs"] == []
     write_run(tmp_path / "a", [1])

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +19,8 @@ import pytest
 from data_prep.errors import RecipeError
 from pipeline.__main__ import parse
 from pipeline.watch import watch
-from pipeline.watch.server import Server, Watched
+from pipeline.watch.server import Server
+from pipeline.watch.watched import Watched
 from tests.pipeline.test_watch import line, write_run
 
 PAGES = ("/", "/watch.css", "/watch.js", "/runs.json")
@@ -178,6 +183,21 @@ def test_a_wildcard_is_named_by_address_or_own_name(tmp_path: Path) -> None:
 def test_the_command_listens_on_this_machine_alone() -> None:
     arguments = parse(["watch"])
     assert (arguments.host, arguments.runs) == ("127.0.0.1", [Path("runs")])
+
+
+def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [1])
+    command = [sys.executable, "-m", "pipeline", "watch", str(tmp_path), "--port", "0"]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/", process.stdout.readline())
+        assert found is not None
+        connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=20)
+        connection.request("GET", "/runs.json")
+        assert json.loads(connection.getresponse().read())["runs"][0]["name"] == "a"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
 
 
 def test_what_cannot_be_watched_is_refused(tmp_path: Path, server: Server) -> None:
