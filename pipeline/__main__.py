@@ -6,6 +6,7 @@ python -m pipeline status recipes/demo_mlstm.yaml        what is done, what woul
 python -m pipeline compare runs/a runs/b --price 2.5     runs side by side: cost and quality
 python -m pipeline compare studies/demo_seeds.yaml       the same for the arms of a study
 python -m pipeline audit runs/a runs/b                   where each is good or bad, or biased
+python -m pipeline watch runs                            a live page of the runs and their curves
 python -m pipeline sample runs/a/export "This is"        text from an exported model
 python -m pipeline init reviews.csv --minutes 30         a recipe for your own text
 python -m pipeline advise runs/a                         batch and rate for its next run
@@ -48,6 +49,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for name, text in _STAGES.items():
         _verify(_with_recipe(commands, name, text))
     _side_by_side(commands)
+    watch = commands.add_parser("watch", help="a live page of runs and their curves, in a browser")
+    watch.add_argument(
+        "runs", nargs="*", type=Path, default=[Path("runs")],
+        help="run folders, or folders that hold some (default runs)",
+    )  # fmt: skip
+    watch.add_argument("--port", type=int, default=6010, help="0 takes a free one (default 6010)")
+    watch.add_argument(
+        "--host", default="127.0.0.1",
+        help="address to listen on (default 127.0.0.1: this machine alone; there is no password)",
+    )  # fmt: skip
     advise = commands.add_parser("advise", help="batch and rate, from the noise a run has measured")
     advise.add_argument("run", type=Path, help="run folder")
     init = commands.add_parser("init", help="write a recipe for your own text")
@@ -154,6 +165,10 @@ def main(argv: list[str]) -> None:
         _compare(arguments)
     elif arguments.command == "audit":
         _audit(arguments)
+    elif arguments.command == "watch":
+        from pipeline.watch import watch
+
+        watch(arguments.runs, arguments.host, arguments.port)
     elif arguments.command == "advise":
         from pipeline.report.advise import advise
 

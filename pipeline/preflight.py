@@ -24,6 +24,7 @@ from pipeline.recipe.sparsity import MixedConfig
 from pipeline.sparsity.design import Design, design
 from pipeline.train.checkpoint import resolve_resume
 from pipeline.train.engine import check_config
+from pipeline.train.loggers import check_loggers
 from pipeline.train.module import TrainModule
 from pipeline.train.start import check_prepared, run_dtype
 
@@ -35,6 +36,7 @@ def dry_run(recipe: Recipe) -> None:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     dtype = run_dtype(recipe)
     optimizer_class(recipe.optim.name, recipe.engine.zero_stage)
+    check_loggers(recipe.run.loggers)
     config = derive_deepspeed(recipe, world_size, dtype)
     check_config(config, template_path(recipe))
     module = meta_module(recipe)
@@ -93,6 +95,7 @@ def _versions() -> str:
 
 def _recipe(recipe: Recipe) -> str:
     optimizer_class(recipe.optim.name, recipe.engine.zero_stage)
+    check_loggers(recipe.run.loggers)
     config = derive_deepspeed(recipe, 1, run_dtype(recipe))
     check_config(config, template_path(recipe))
     module = meta_module(recipe)

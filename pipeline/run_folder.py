@@ -4,6 +4,7 @@ runs/NAME/
   config.yaml  ds_config.json       the resolved recipe and the DeepSpeed JSON made from it
   command.txt  env.json             how and where it ran
   metrics.jsonl  tb/                one JSON object a line; TensorBoard beside it
+  metrics.csv  wandb/               where run.loggers asks for them
   logs/  status.json                state, step and reason; written last
   lock  position                    whose the folder is, and which step was begun last
   checkpoints/global_stepN/ latest  see docs/resume.md

@@ -19,19 +19,20 @@ SOURCES = {path: ast.parse(path.read_text("utf-8")) for path in FILES}
 
 # Nothing imports what stands to the right of it.
 ORDER = (
-    "data_prep", "pipeline.clock", "pipeline.flops", "pipeline.products", "pipeline.seeds",
+    "data_prep", "pipeline.clock", "pipeline.flops", "pipeline.products", "pipeline.progress",
+    "pipeline.seeds",
     "pipeline.protocols",
     "pipeline.ranks", "pipeline.environment", "pipeline.run_folder", "pipeline.recipe",
     "pipeline.data", "pipeline.models", "pipeline.heads", "pipeline.sparsity", "pipeline.optim",
     "pipeline.train", "pipeline.export",
     "pipeline.evaluate", "pipeline.audit", "pipeline.finetune", "pipeline.report",
-    "pipeline.init",
+    "pipeline.watch", "pipeline.init",
     "pipeline.plan", "pipeline.preflight", "pipeline.stages", "pipeline.__main__",
 )  # fmt: skip
 # Neighbours that know nothing of each other: what joins them stands further right.
 STRANGERS = (
     ("pipeline.data", "pipeline.models", "pipeline.heads", "pipeline.sparsity", "pipeline.optim"),
-    ("pipeline.train", "pipeline.report"),
+    ("pipeline.train", "pipeline.report", "pipeline.watch"),
     ("pipeline.export", "pipeline.report"),
     ("pipeline.evaluate", "pipeline.report"),
     ("pipeline.audit", "pipeline.finetune", "pipeline.report"),
@@ -132,7 +133,7 @@ def test_data_prep_needs_none_of_the_training_libraries() -> None:
 
 def test_a_recipe_can_be_read_without_torch() -> None:
     light = ("pipeline.recipe", "pipeline.run_folder", "pipeline.environment", "pipeline.clock",
-             "pipeline.report", "pipeline.init")  # fmt: skip
+             "pipeline.report", "pipeline.watch", "pipeline.init")  # fmt: skip
     found = {
         (module_of(path), name)
         for path in FILES

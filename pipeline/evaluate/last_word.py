@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from data_prep.errors import DataError
 from data_prep.recipe.data import CleanConfig
 from pipeline.evaluate.accuracy import accuracy_interval, outcomes
 from pipeline.evaluate.labelled import chosen, read_labelled
 from pipeline.evaluate.model import LanguageModel, batches
+from pipeline.progress import Progress
 from pipeline.recipe.evaluation import LastWordConfig
 
 _BATCH_TOKENS = 8192
@@ -73,7 +73,7 @@ def _judge(model: LanguageModel, passages: list[_Passage]) -> tuple[np.ndarray, 
     """Of each passage: whether its last word was hit, and the word's nats."""
     correct = np.zeros(len(passages), bool)
     nats = np.zeros(len(passages))
-    with tqdm(total=len(passages), desc="last words", unit="text", disable=None) as progress:
+    with Progress("last words", len(passages), "text") as progress:
         for members in batches([len(p.ids) for p in passages], _BATCH_TOKENS, math.inf):
             longest = max(len(passages[i].ids) for i in members)
             ids = torch.zeros(len(members), longest, dtype=torch.int64)

@@ -10,6 +10,7 @@ import torch
 
 from data_prep.errors import RecipeError
 from pipeline.evaluate.model import LanguageModel
+from pipeline.progress import Progress
 
 
 @torch.no_grad()
@@ -31,7 +32,12 @@ def samples(
     _check_clamp(model, clamp)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        return [_continue(model, prompt, tokens, temperature, clamp) for prompt in prompts]
+        written = []
+        with Progress("samples", len(prompts), "text") as progress:
+            for prompt in prompts:
+                written.append(_continue(model, prompt, tokens, temperature, clamp))
+                progress.update()
+        return written
 
 
 def print_samples(

@@ -26,6 +26,7 @@ from pipeline.evaluate.accuracy import accuracy_interval, outcomes
 from pipeline.evaluate.labelled import read_labelled
 from pipeline.evaluate.lasso import STRENGTHS, lasso
 from pipeline.evaluate.model import LanguageModel
+from pipeline.progress import Progress
 from pipeline.recipe.evaluation import SentimentConfig
 
 _VALIDATION_SHARE = 0.25  # of a fold's training texts
@@ -104,19 +105,22 @@ def _judge(
 ) -> tuple[np.ndarray, float]:
     """Whether each text was judged right by the fold that held it out, and the median C."""
     correct, chosen = np.empty(len(labels), dtype=bool), []
-    for rest, test in folds:
-        train, validation = train_test_split(
-            rest, test_size=_VALIDATION_SHARE, stratify=labels[rest], random_state=0
-        )
-        scores = [
-            make(c).fit(inputs[train], labels[train]).score(inputs[validation], labels[validation])
-            for c in strengths
-        ]
-        best = strengths[int(np.argmax(scores))]
-        correct[test] = (
-            make(best).fit(inputs[rest], labels[rest]).predict(inputs[test]) == labels[test]
-        )
-        chosen.append(best)
+    with Progress("classifiers", len(folds) * (len(strengths) + 1), "fit") as progress:
+
+        def fit(c: float, rows: np.ndarray) -> Pipeline:
+            fitted = make(c).fit(inputs[rows], labels[rows])
+            progress.update()
+            return fitted
+
+        for rest, test in folds:
+            train, validation = train_test_split(
+                rest, test_size=_VALIDATION_SHARE, stratify=labels[rest], random_state=0
+            )
+            scores = [
+                fit(c, train).score(inputs[validation], labels[validation]) for c in strengths
+            ]
+            chosen.append(strengths[int(np.argmax(scores))])
+            correct[test] = fit(chosen[-1], rest).predict(inputs[test]) == labels[test]
     return correct, median_low(chosen)
 
 

@@ -21,6 +21,7 @@ from pipeline.evaluate.labelled import Labelled, chosen, read_labelled
 from pipeline.evaluate.lasso import STRENGTHS, lasso
 from pipeline.evaluate.model import LanguageModel
 from pipeline.evaluate.unit import histogram, unit_over_text
+from pipeline.progress import Progress
 from pipeline.recipe.transfer import TransferConfig
 
 _LEAST_OF_A_CLASS = 5
@@ -78,7 +79,11 @@ def _judge(
     judged rightly."""
     (train, train_labels), (validation, validation_labels), (test, test_labels) = parts
 
-    models = [lasso(strength, seed).fit(train, train_labels) for strength in STRENGTHS]
+    models = []
+    with Progress("classifiers", len(STRENGTHS), "fit") as progress:
+        for strength in STRENGTHS:
+            models.append(lasso(strength, seed).fit(train, train_labels))
+            progress.update()
     best = int(np.argmax([model.score(validation, validation_labels) for model in models]))
     return models[best], STRENGTHS[best], models[best].predict(test) == test_labels
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from data_prep.recipe.section import Section
@@ -22,6 +24,12 @@ class RunConfig(Section):
         "fresh, refused where checkpoints lie; or the path of a checkpoint folder",
     )
     log_every_steps: int = Field(default=10, ge=1, description="steps between two metrics lines")
+    loggers: list[Literal["csv", "wandb"]] = Field(
+        default=[],
+        description="where metrics go besides metrics.jsonl and TensorBoard: csv (metrics.csv), "
+        "wandb (Weights & Biases; pip install wandb; WANDB_PROJECT, WANDB_MODE and WANDB_API_KEY "
+        "are its own variables)",
+    )
     stop_after_minutes: float | None = Field(
         default=None, gt=0, description="stop and save after this long, exit code 75"
     )

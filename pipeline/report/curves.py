@@ -45,14 +45,14 @@ def _bits(run: RunData, max_points: int) -> Picture | None:
 def _learning_rate(run: RunData, max_points: int) -> Picture | None:
     steps = column(run.training, "step")
     rate = Curve("learning rate", steps, column(run.training, "train/learning_rate"))
-    axis = Axis("learning rate")
+    axis = Axis("learning rate (no unit)")
     return draw("learning_rate", "Learning rate", STEPS, axis, [rate], max_points)
 
 
 def _gradient_norm(run: RunData, max_points: int) -> Picture | None:
     steps = column(run.training, "step")
     norm = Curve("gradient norm", steps, column(run.training, "train/grad_norm"), "noisy")
-    axis = Axis("L2 norm", log=True)
+    axis = Axis("L2 norm (no unit)", log=True)
     return draw("grad_norm", "Gradient norm before clipping", STEPS, axis, [norm], max_points)
 
 
@@ -67,7 +67,7 @@ def _noise(run: RunData, max_points: int) -> Picture | None:
         Curve("noise scale", tokens, column(measured, key)),
         Curve("batch of this run", tokens, np.full(len(tokens), float(batch)), "level"),
     ]
-    axis = Axis("tokens", log=True)
+    axis = Axis("noise scale (tokens)", log=True)
     return draw("noise_scale", "Gradient noise scale", TOKENS, axis, curves, max_points)
 
 

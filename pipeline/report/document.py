@@ -28,10 +28,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG; `name` is its file name without ending."""
+    """A PNG; `name` is its file name without ending, `axes` says in words what is drawn."""
 
     name: str
     title: str
+    axes: str
     png: bytes
 
 

@@ -31,7 +31,7 @@ class Axis:
     zero: bool = False
 
 
-STEPS = Axis("optimizer step")
+STEPS = Axis("training time (optimizer steps)")
 TOKENS = Axis("training tokens (k = 10³, M = 10⁶, G = 10⁹)", prefixes=True)
 SECONDS = Axis("training time (seconds)")
 MONEY = Axis("training cost (money, at the price of a device hour)")
@@ -70,10 +70,27 @@ def draw(
 
 
 def as_picture(figure: Figure, name: str, title: str) -> Picture:
-    """The figure as PNG, without what changes from machine to machine."""
+    """The figure as PNG, without what changes from machine to machine.
+
+    ValueError where it lacks a title or one of its axes a label.
+    """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
-    return Picture(name, title, buffer.getvalue())
+    return Picture(name, title, _axes_in_words(figure), buffer.getvalue())
+
+
+def _axes_in_words(figure: Figure) -> str:
+    """`loss (nats per token) against training tokens`; of a colour bar its label alone."""
+    if not any(axes.get_title(place) for axes in figure.axes for place in ("left", "center")):
+        raise ValueError("a picture without a title")
+    labels = []
+    for axes in figure.axes:
+        if axes.axison:  # a colour bar has a scale in one direction only
+            shown = [(axes.get_ylabel(), axes.get_yticks()), (axes.get_xlabel(), axes.get_xticks())]
+            labels.append(" against ".join(label for label, ticks in shown if len(ticks)))
+            if not all(label for label, ticks in shown if len(ticks)):
+                raise ValueError("a picture with an axis that has no label")
+    return ", ".join(labels)
 
 
 def thin(x: np.ndarray, y: np.ndarray, max_points: int) -> tuple[np.ndarray, np.ndarray]:

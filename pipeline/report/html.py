@@ -73,7 +73,8 @@ def _block(block: Block) -> str:
         return _table(block)
     if isinstance(block, Picture):
         data = base64.b64encode(block.png).decode()
-        return f'<img alt="{escape(block.title)}" src="data:image/png;base64,{data}">'
+        alternative = escape(f"{block.title}: {block.axes}")
+        return f'<img alt="{alternative}" src="data:image/png;base64,{data}">'
     if isinstance(block, Sample):
         return f"<pre><b>{escape(block.prompt)}</b>{escape(block.continuation)}</pre>"
     assert isinstance(block, Code)

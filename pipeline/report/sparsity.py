@@ -35,7 +35,7 @@ def sparsity_section(run: RunData, max_points: int) -> Section:
     blocks: list[Block] = [Table(header, rows, words=2), _parts(run)]
     steps = column(lines, "step")
     picture = draw(
-        "density", "Active share of the masked weights", STEPS, Axis("density", zero=True),
+        "density", "Active share of the masked weights", STEPS, Axis("density (0 to 1)", zero=True),
         [Curve("density", steps, column(lines, "sparsity/density"))], max_points,
     )  # fmt: skip
     note = (

@@ -94,8 +94,8 @@ def _lengths(splits: dict[str, dict[str, Any]]) -> Picture | None:
         counts = np.array(split.get("documents_by_log2_tokens", []), float)
         if counts.sum():
             curves.append(Curve(name, np.arange(len(counts)), counts / counts.sum(), "points"))
-    x = Axis("tokens in a document: from 2 to this power, to twice as many")
-    y = Axis("share of the split's documents", zero=True)
+    x = Axis("length of a document (tokens: from 2 to this power, to twice as many)")
+    y = Axis("share of the split's documents (0 to 1)", zero=True)
     return draw("lengths", "Length of documents", x, y, curves, _LENGTHS)
 
 

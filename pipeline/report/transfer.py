@@ -57,8 +57,8 @@ def _histogram(name: str, found: dict[str, Any]) -> Picture:
     shown = zip(found["histogram"]["counts"], found["labels"], _COLOURS, strict=True)
     for counts, label, colour in shown:
         axes.stairs(counts, edges, fill=True, color=colour, alpha=0.5, label=f"label {label}")
-    axes.set_xlabel(f"value of unit {found['unit']} at the end of the text")
-    axes.set_ylabel("test texts")
+    axes.set_xlabel(f"value of unit {found['unit']} at the end of the text (no unit)")
+    axes.set_ylabel("test texts (count)")
     axes.set_title(f"{name}: unit {found['unit']}", fontsize=12, fontweight="bold", loc="left")
     axes.legend(fontsize=9, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
@@ -75,7 +75,7 @@ def _heat_map(name: str, found: dict[str, Any]) -> Picture:
         lines += [(text[at : at + _LINE], values[at : at + _LINE]) for at in cuts]
     every = np.concatenate([course["values"] for course in found["courses"]])
     limit = float(np.abs(every).max()) or 1.0
-    figure = Figure(figsize=(8.2, 0.24 * len(lines) + 0.5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(8.2, 0.24 * len(lines) + 1.0), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     grid = np.full((len(lines), _LINE), np.nan)
     for row, (text, values) in enumerate(lines):
@@ -86,9 +86,12 @@ def _heat_map(name: str, found: dict[str, Any]) -> Picture:
     # Low is red where a low value stands for the first label.
     colours = "RdYlGn" if found["unit_sign"] >= 0 else "RdYlGn_r"
     image = axes.imshow(grid, cmap=colours, vmin=-limit, vmax=limit, aspect="auto", alpha=0.8)
-    figure.colorbar(image, ax=axes, orientation="horizontal", aspect=60, pad=0.02)
+    bar = figure.colorbar(image, ax=axes, orientation="horizontal", aspect=60, pad=0.02)
+    title = f"Unit {found['unit']} after each character"
+    bar.set_label("value of the unit (no unit)")
+    axes.set_title(title, fontsize=12, fontweight="bold", loc="left")
     axes.axis("off")
-    return as_picture(figure, f"heat_{name}", f"Unit {found['unit']} after each character")
+    return as_picture(figure, f"heat_{name}", title)
 
 
 def _printable(character: str) -> str:

@@ -38,7 +38,7 @@ def _relevant(recipe: Recipe, section: str) -> Any:
     value = getattr(recipe, section)
     plain = value.model_dump(mode="json") if value is not None else None
     if section == "run" and plain is not None:
-        for key in ("resume", "stop_after_minutes", "log_every_steps"):
+        for key in ("resume", "stop_after_minutes", "log_every_steps", "loggers"):
             plain.pop(key)
     return plain
 

@@ -49,6 +49,7 @@ def launch_pretrain(recipe: Recipe) -> StageOutput:
         belongs=[
             folder.checkpoints, folder.metrics, folder.status, folder.config, resolved,
             root / "ds_config.json", root / "env.json", root / "command.txt", root / "tb",
+            root / "metrics.csv", root / "wandb",
         ],
     )  # fmt: skip
 

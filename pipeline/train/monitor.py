@@ -1,4 +1,4 @@
-"""What a run says about itself: metrics.jsonl first, TensorBoard beside it, one console line.
+"""What a run says about itself: metrics.jsonl first, loggers beside it, one console line.
 
 Only rank 0 writes; every rank may call. After a resume, lines past the checkpoint are cut off, so
 that the file reads like that of an uninterrupted run.
@@ -17,12 +17,26 @@ from data_prep.manifest import write_atomic
 from pipeline.clock import Clock
 from pipeline.ranks import rank
 from pipeline.run_folder import RunFolder
+from pipeline.train.loggers import open_loggers
+
+# The console line: metric and how it is written, where there is one.
+_BEFORE_PLUGINS = (
+    ("train/loss", "loss {:.4f}"), ("train/bpc", "bpc {:.3f}"),
+    ("train/learning_rate", "lr {:.2e}"), ("train/grad_norm", "gnorm {:.2f}"),
+    ("train/loss_scale", "scale {:.0f}"), ("train/skipped_steps", "skipped {}"),
+)  # fmt: skip
+_AFTER_PLUGINS = (
+    ("perf/tokens_per_sec", "{} tok/s"), ("perf/mfu", "mfu {:.1%}"),
+    ("perf/data_wait_share", "data {:.1%}"),
+)  # fmt: skip
 
 
 class Monitor:
     """Writes metrics of one run; keys are `group/name`, values numbers."""
 
-    def __init__(self, folder: RunFolder, clock: Clock, total_steps: int) -> None:
+    def __init__(
+        self, folder: RunFolder, clock: Clock, total_steps: int, loggers: Sequence[str] = ()
+    ) -> None:
         self._writes = rank() == 0
         self._total = total_steps
         if not self._writes:
@@ -30,9 +44,7 @@ class Monitor:
         _cut_after(folder, clock)
         self._file = folder.metrics.open("a", encoding="utf-8")
         self._position = os.open(folder.position, os.O_WRONLY | os.O_CREAT, 0o644)
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._board = SummaryWriter(folder.root / "tb", purge_step=clock.applied)
+        self._loggers = open_loggers(loggers, folder, clock.applied)
 
     def log(self, clock: Clock, metrics: dict[str, Any], **extra: Any) -> None:
         """One line for this position; None values are left out."""
@@ -45,8 +57,8 @@ class Monitor:
         }  # fmt: skip
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        for key, value in values.items():
-            self._board.add_scalar(key, value, clock.applied)
+        for logger in self._loggers:
+            logger.log(line)
 
     def at(self, applied: int, first: int, end: int) -> None:
         """Keep the position of the step that begins where a kill leaves it to be read."""
@@ -62,28 +74,23 @@ class Monitor:
         self, clock: Clock, metrics: dict[str, Any], eta_s: float, plugins: Sequence[str] = ()
     ) -> None:
         """The console line of a logged step, with a word from each of `plugins`."""
-        parts = [
-            f"step {clock.applied}/{self._total} ({clock.applied / self._total:.1%})",
-            f"loss {metrics['train/loss']:.4f}",
-            f"lr {metrics['train/learning_rate']:.2e}",
-            f"{_thousands(metrics['perf/tokens_per_sec'])} tok/s",
-        ]
-        if metrics["train/grad_norm"] is not None:
-            parts.insert(3, f"gnorm {metrics['train/grad_norm']:.2f}")
-        if metrics["train/loss_scale"] is not None:
-            parts.append(f"scale {metrics['train/loss_scale']:.0f}")
-        if metrics["train/skipped_steps"]:
-            parts.append(f"skipped {metrics['train/skipped_steps']}")
-        if "perf/mfu" in metrics:
-            parts.append(f"mfu {metrics['perf/mfu']:.1%}")
-        parts += [*plugins, f"eta {_duration(eta_s)}"]
-        self.say(" | ".join(parts))
+        known = {key: value for key, value in metrics.items() if value is not None}
+        known["perf/tokens_per_sec"] = _thousands(known["perf/tokens_per_sec"])
+        if not known["train/skipped_steps"]:
+            del known["train/skipped_steps"]
+        before, after = (
+            [text.format(known[key]) for key, text in shown if key in known]
+            for shown in (_BEFORE_PLUGINS, _AFTER_PLUGINS)
+        )
+        step = f"step {clock.applied}/{self._total} ({clock.applied / self._total:.1%})"
+        self.say(" | ".join([step, *before, *plugins, *after, f"eta {_duration(eta_s)}"]))
 
     def close(self) -> None:
         if self._writes:
             os.close(self._position)
             self._file.close()
-            self._board.close()
+            for logger in self._loggers:
+                logger.close()
 
 
 def _cut_after(folder: RunFolder, clock: Clock) -> None:

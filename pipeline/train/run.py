@@ -19,7 +19,7 @@ from pipeline.data.order import LaneOrder, ShuffledOrder
 from pipeline.data.units import loss_units
 from pipeline.optim.schedule import learning_rate
 from pipeline.protocols import Engine, StepPlugin
-from pipeline.ranks import barrier, from_rank0, gather_objects, rank, world_size
+from pipeline.ranks import agree, barrier, from_rank0, gather_objects, rank, world_size
 from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder
 from pipeline.seeds import derive_key
@@ -105,7 +105,9 @@ class TrainingRun:
         torch.manual_seed(derive_key(recipe.run.seed, "rank", rank()) % 2**63)
         if resume_from is not None:
             self._restore(resume_from)
-        self.monitor = Monitor(self.folder, self.clock, recipe.run.steps)
+        self.monitor = agree(
+            lambda: Monitor(self.folder, self.clock, recipe.run.steps, recipe.run.loggers)
+        )
         self.stop = StopRequest(self.folder.stop_file, recipe.run.stop_after_minutes)
         self.stopping = 0
         self.last_loss = math.nan
@@ -113,7 +115,7 @@ class TrainingRun:
         self._saving: checkpoint.Saving | None = None
         self._save_pause_s = 0.0
         self._peak = peak_flops(engine.device, dtype)
-        self._mark = (self.meters.tokens, self.meters.train_s, self.meters.flops_counted)
+        self._mark = self._meter_readings()
         self._data_wait_s = 0.0
 
     def _make_loader(self) -> Loader:
@@ -186,10 +188,11 @@ class TrainingRun:
     def log_step(self, result: StepResult) -> None:
         """Metrics of the step that just ended, and the console line."""
         tokens = self.meters.tokens
-        tokens_before, trained_before, flops_before = self._mark
+        tokens_before, trained_before, flops_before, iteration_before = self._mark
         seconds = max(self.meters.train_s - trained_before, 1e-9)
         flops_rate = (self.meters.flops_counted - flops_before) / seconds
         rate = (tokens - tokens_before) / seconds
+        iterations = self.clock.iteration - iteration_before
         last = max(self.clock.applied - 1, 0)
         metrics: dict[str, Any] = {
             **self._loss_metrics(),
@@ -203,7 +206,8 @@ class TrainingRun:
             * self.recipe.batch.global_batch_at(last),
             "perf/tokens_per_sec": rate,
             "perf/tokens_per_sec_per_gpu": rate / world_size(),
-            "perf/data_wait_ms": 1000 * self._data_wait_s,
+            "perf/data_wait_ms": 1000 * self._data_wait_s / max(iterations, 1),
+            "perf/data_wait_share": self._data_wait_s / seconds,
         }
         if self._peak is not None:
             metrics["perf/mfu"] = flops_rate / (self._peak * world_size())
@@ -223,8 +227,13 @@ class TrainingRun:
             self.monitor.say(
                 f"step {self.clock.applied}: {result.value} at instance {self.clock.instances}"
             )
-        self._mark = (tokens, self.meters.train_s, self.meters.flops_counted)
+        self._mark = self._meter_readings()
         self._data_wait_s = 0.0
+
+    def _meter_readings(self) -> tuple[int, float, float, int]:
+        """What rates are taken from: tokens, seconds, counted FLOPs, global batches."""
+        meters = self.meters
+        return meters.tokens, meters.train_s, meters.flops_counted, self.clock.iteration
 
     def _loss_metrics(self) -> dict[str, float]:
         """The step's loss in nats per token and per byte; nothing for a loss that is no number."""
@@ -236,6 +245,7 @@ class TrainingRun:
         return {
             "train/loss": self.last_loss,
             "train/loss_per_byte": math.log(2) * units["bits_per_byte"],
+            "train/bpc": units["bits_per_character"],
             "train/ppl": units["ppl_per_token"],
         }
 

@@ -29,6 +29,7 @@ from pipeline.train import state
 from pipeline.train.checkpoint import resolve_resume
 from pipeline.train.engine import DeepSpeedEngine, check_config, init_distributed, shut_down
 from pipeline.train.lock import RunLock
+from pipeline.train.loggers import check_loggers
 from pipeline.train.loop import train
 from pipeline.train.module import TrainModule, build_module
 from pipeline.train.run import TrainingRun
@@ -73,6 +74,7 @@ def start_run(
     """
     accumulation = recipe.accumulation(world_size())
     optimizer_class(recipe.optim.name, recipe.engine.zero_stage)  # refused before memory is taken
+    check_loggers(recipe.run.loggers)
     prepared = open_prepared(recipe)
     lock = agree(lambda: RunLock(recipe.run_folder) if rank() == 0 else None)
     resume_from = from_rank0(

@@ -68,11 +68,11 @@ def test_a_line_says_where_it_was_written(tmp_path: Path, board: list[Any]) -> N
 
 def test_none_is_left_out_and_zero_is_not(tmp_path: Path, board: list[Any]) -> None:
     monitor = Monitor(RunFolder(tmp_path), clock(0), 10)
-    monitor.log(clock(1), {"a": None, "b": 0.0})
+    monitor.log(clock(1), {"x/a": None, "x/b": 0.0})
     monitor.close()
     line = json.loads((tmp_path / "metrics.jsonl").read_text())
-    assert "a" not in line and line["b"] == 0.0
-    assert board[0].scalars == [("b", 0.0, 1)]
+    assert "x/a" not in line and line["x/b"] == 0.0
+    assert board[0].scalars == [("x/b", 0.0, 1)]
 
 
 def test_a_line_is_on_disk_at_once(tmp_path: Path) -> None:
@@ -134,13 +134,14 @@ def test_the_console_line_shows_what_there_is(
     }  # fmt: skip
     monitor.progress(clock(50), metrics, eta_s=3725)
     metrics |= {"train/grad_norm": 0.5, "train/loss_scale": 1024.0, "train/skipped_steps": 2}
-    monitor.progress(clock(50), metrics | {"perf/mfu": 0.25}, eta_s=65)
+    metrics |= {"perf/mfu": 0.25, "train/bpc": 1.23, "perf/data_wait_share": 0.004}
+    monitor.progress(clock(50), metrics, eta_s=65, plugins=["ultra-sparse 0.1"])
     monitor.close()
     first, second = (line.partition(" ")[2] for line in capsys.readouterr().out.splitlines())
     assert first == "step 50/200 (25.0%) | loss 1.5000 | lr 1.00e-03 | 12.3k tok/s | eta 1h02m"
     assert second == (
-        "step 50/200 (25.0%) | loss 1.5000 | lr 1.00e-03 | gnorm 0.50 | 12.3k tok/s | "
-        "scale 1024 | skipped 2 | mfu 25.0% | eta 1m05s"
+        "step 50/200 (25.0%) | loss 1.5000 | bpc 1.230 | lr 1.00e-03 | gnorm 0.50 | scale 1024 | "
+        "skipped 2 | ultra-sparse 0.1 | 12.3k tok/s | mfu 25.0% | data 0.4% | eta 1m05s"
     )
 
 
