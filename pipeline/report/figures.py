@@ -81,7 +81,8 @@ def as_picture(figure: Figure, name: str, title: str) -> Picture:
 
 def _axes_in_words(figure: Figure) -> str:
     """`loss (nats per token) against training tokens`; of a colour bar its label alone."""
-    if not any(axes.get_title(place) for axes in figure.axes for place in ("left", "center")):
+    titles = [axes.get_title(place) for axes in figure.axes for place in ("left", "center")]
+    if not any([*titles, figure.get_suptitle()]):
         raise ValueError("a picture without a title")
     labels = []
     for axes in figure.axes:

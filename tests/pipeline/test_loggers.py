@@ -145,7 +145,7 @@ def test_the_key_reaches_no_file_and_no_console(
     with pytest.raises(RecipeError, match=r"W&B did not start \(bad key \*\*\*\): run `wandb lo"):
         monitor(tmp_path, ["wandb"])
     files = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) == 3
+    assert len(files) >= 3
     assert not any(SECRET in text for text in [*files, str(runs[0].settings), *capsys.readouterr()])
 
 
