@@ -122,14 +122,21 @@ class SavedPieces:
         return self.read(name, WEIGHT, 0, math.prod(shape)).view(shape)
 
     def fill(self, piece: Piece) -> None:
-        """Write the saved values over a piece. DataError where it has tensors that were not saved
-        or lacks some that were."""
-        own = piece.tensors()
-        if {*own} != {*self.keys(piece.name)}:
+        """Write the saved values over a piece. A parameter that no step had reached has no moments
+        yet: they are dropped, or zero where they share a tensor with others'. DataError where
+        others lack, or more was saved."""
+        own, saved = piece.tensors(), {*self.keys(piece.name)}
+        if saved == {WEIGHT} and piece.offset is None:
+            piece.state.clear()
+            own = piece.tensors()
+        if {*own} != saved and saved != {WEIGHT}:
             raise DataError(
-                f"{self.folder} holds {sorted(self.keys(piece.name))} of {piece.name}, this run "
-                f"needs {sorted(own)}: it was saved by another optimizer"
+                f"{self.folder} holds {sorted(saved)} of {piece.name}, this run needs "
+                f"{sorted(own)}: it was saved by another optimizer"
             )
         for key, values in own.items():
-            values.copy_(self.read(piece.name, key, piece.start, values.numel()))
+            if key in saved:
+                values.copy_(self.read(piece.name, key, piece.start, values.numel()))
+            else:
+                values.zero_()
         piece.set_numbers(self.numbers[piece.name])
