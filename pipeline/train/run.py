@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -26,10 +25,14 @@ from pipeline.seeds import derive_key
 from pipeline.train import checkpoint, state
 from pipeline.train.evaluation import Evaluator
 from pipeline.train.flops import peak_flops
+from pipeline.train.health import Health
 from pipeline.train.lanes import LaneStates
 from pipeline.train.module import TrainModule
 from pipeline.train.monitor import Monitor
+from pipeline.train.pace import Pace
+from pipeline.train.rollback import skipped_ranges
 from pipeline.train.stop import StopRequest
+from pipeline.train.watchdog import Watchdog
 
 
 @dataclass
@@ -98,17 +101,20 @@ class TrainingRun:
             recipe.eval.max_tokens,
         )  # fmt: skip
         self.forward_flops = module.backbone.flops(recipe.batch.window_tokens)
+        self.health = Health(recipe.watch.spike_window_steps)
+        self.pace = Pace(engine.device, recipe.engine.zero_stage)
         # Dropout must differ between ranks, weights must not: they were made before this.
         torch.manual_seed(derive_key(recipe.run.seed, "rank", rank()) % 2**63)
         if resume_from is not None:
             self._restore(resume_from)
+        self._skip = sorted({*self._skip, *from_rank0(lambda: skipped_ranges(self.folder))})
         self.monitor = Monitor(self.folder, self.clock, recipe.run.steps)
         self.stop = StopRequest(self.folder.stop_file, recipe.run.stop_after_minutes)
+        self.watchdog = Watchdog(self.folder.logs, self.clock, 60 * recipe.watch.hang_minutes)
         self.stopping = 0
-        self.last_loss = math.nan
+        self.last_loss = self.own_loss = math.nan
         self._peak = peak_flops(engine.device, dtype)
         self._mark = (self.meters.tokens, self.meters.train_s, self.meters.flops_counted)
-        self._data_wait_s = 0.0
 
     def _make_loader(self) -> Loader:
         batch, split = self.recipe.batch, self._train_split
@@ -124,9 +130,10 @@ class TrainingRun:
     # What a step needs ----------------------------------------------------------------------
 
     def next_batch(self) -> Batch:
-        began = perf_counter()
+        self.watchdog.beat("waiting for data")
+        self.pace.begin()
         batch = self.loader.at(self.clock.instances, self.global_batch)
-        self._data_wait_s += perf_counter() - began
+        self.pace.loaded()
         return batch
 
     def learning_rate(self, applied: int) -> float:
@@ -146,6 +153,7 @@ class TrainingRun:
 
     def share(self, totals: Tensor) -> None:
         """Sum loss and tokens over ranks and agree on requests to stop. Collective."""
+        self.watchdog.beat("summing the loss over ranks")
         vector = torch.zeros(4, device=self.engine.device)
         vector[:2] = totals
         if request := self.stop.pending():
@@ -153,20 +161,19 @@ class TrainingRun:
         if world_size() > 1:
             dist.all_reduce(vector)
         loss_sum, count, stop, interrupt = vector.tolist()
+        own_sum, own_count = totals.tolist()
+        self.own_loss = own_sum / own_count if own_count else math.nan
         self.last_loss = loss_sum / count if count else math.nan
         self.stopping = 2 if interrupt else 1 if stop else 0
-
-    def fp32_loss_is_broken(self) -> bool:
-        """A non-finite loss, unless fp16's loss scale is there to deal with it."""
-        return self.dtype != "fp16" and not math.isfinite(self.last_loss)
 
     # Logging and evaluation -------------------------------------------------------------------
 
     def log_step(self, result: StepResult) -> None:
-        """Metrics of the step that just ended, and the console line."""
+        """Metrics of the step that just ended, and the console line. Collective."""
         tokens = self.meters.tokens
         tokens_before, trained_before, flops_before = self._mark
         seconds = max(self.meters.train_s - trained_before, 1e-9)
+        paces = self.pace.exchange(seconds)
         flops_rate = (self.meters.flops_counted - flops_before) / seconds
         rate = (tokens - tokens_before) / seconds
         last = max(self.clock.applied - 1, 0)
@@ -182,7 +189,7 @@ class TrainingRun:
             * self.recipe.batch.global_batch_at(last),
             "perf/tokens_per_sec": rate,
             "perf/tokens_per_sec_per_gpu": rate / world_size(),
-            "perf/data_wait_ms": 1000 * self._data_wait_s,
+            "perf/data_wait_ms": 1000 * max(each.data_wait_s for each in paces),
         }
         if self._peak is not None:
             metrics["perf/mfu"] = flops_rate / (self._peak * world_size())
@@ -202,8 +209,9 @@ class TrainingRun:
             self.monitor.say(
                 f"step {self.clock.applied}: {result.value} at instance {self.clock.instances}"
             )
+        for warning in self.pace.warnings(paces):
+            self.monitor.say(warning)
         self._mark = (tokens, self.meters.train_s, self.meters.flops_counted)
-        self._data_wait_s = 0.0
 
     def _loss_metrics(self) -> dict[str, float]:
         """The step's loss in nats per token and per byte; nothing for a loss that is no number."""
@@ -220,7 +228,7 @@ class TrainingRun:
 
     def evaluate(self) -> dict[str, float]:
         """Held-out loss; logged. Collective."""
-        metrics = self.evaluator.run(self.engine, self.module)
+        metrics = self.evaluator.run(self.engine, self.module, self.watchdog.beat)
         self.monitor.log(self.clock, metrics | self.meters.metrics())
         said = f"step {self.clock.applied} | validation: loss {metrics['eval/loss']:.4f}"
         if self.module.head.has_probabilities:
@@ -237,6 +245,7 @@ class TrainingRun:
 
     def save(self) -> Path:
         """Write checkpoint `global_step{applied}`. Collective."""
+        self.watchdog.beat("saving a checkpoint")
         tag = checkpoint.tag_of(self.clock.applied)
         target = self.folder.checkpoints / tag
         if from_rank0(lambda: self._is_saved(target)):
@@ -248,6 +257,7 @@ class TrainingRun:
         tensors |= {plugin.name: plugin.plugin_state() for plugin in self.plugins}
         from_rank0(lambda: self._write_own(folder, tensors))
         checkpoint.commit(self.folder.checkpoints, tag, self.recipe.checkpoint.keep_last)
+        self.health.saved_at = self.clock.instances
         self.monitor.say(f"saved {target}")
         return target
 
@@ -268,6 +278,7 @@ class TrainingRun:
                 "clock": self.clock.to_dict(),
                 "meters": asdict(self.meters),
                 "skip_instances": self._skip,
+                "health": self.health.state(),
                 "layout": self._layout,
                 "zero_stage": self._layout["zero_stage"],
                 "world_size": self._layout["world_size"],
@@ -285,6 +296,7 @@ class TrainingRun:
         self.clock = Clock(**trainer["clock"])
         self.meters = Meters(**trainer["meters"])
         self._skip = sorted({*self._skip, *(tuple(r) for r in trainer["skip_instances"])})
+        self.health.load_state(trainer["health"], self.clock.instances)
         self.lanes.load(state.load_tensors(folder / "plugins" / "lanes.safetensors"))
         self.module.head.load_plugin_state(
             state.load_tensors(folder / "plugins" / "head.safetensors")
