@@ -1,5 +1,5 @@
-"""Requests to stop: signals, a STOP file, a time limit, a launcher that is gone. Ranks agree on them
-at a step edge.
+"""Requests to stop: signals, a STOP file, a time limit, a launcher that is gone. Ranks agree on
+them at a step edge.
 
 Launchers do not tell every rank, or not in time, so a request seen by one rank must reach all
 through the collective that every step makes anyway.

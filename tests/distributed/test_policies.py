@@ -155,11 +155,11 @@ def test_a_loss_or_gradient_that_is_no_number(
 def test_the_window_survives_a_resume(tmp_path: Path) -> None:
     """Checkpoint at 8, spike at 9: without the losses of before there would be no verdict."""
     recipe = recipe_in(tmp_path, spike="stop")
-    assert run_ranks(1, rank_train, recipe, ["run.steps=8", "optim.decay_steps=16"], 30.0)[0][
-        1
-    ] == ("NoneType")
-    overrides = ["run.resume=must", "optim.decay_steps=16"]
-    clock, error, _, window = run_ranks(1, rank_train, recipe, overrides, 30.0)[0]
+    shape = "optim.decay_steps=16"
+    ((_, error, _, _),) = run_ranks(1, rank_train, recipe, [shape, "run.steps=8"], 30.0)
+    assert error == "NoneType"
+    overrides = [shape, "run.resume=must"]
+    ((clock, error, _, window),) = run_ranks(1, rank_train, recipe, overrides, 30.0)
     assert (error, clock["applied"]) == ("Diverged", 9)
     assert window == losses(tmp_path / "runs/transformer")[-WINDOW:]
 
@@ -195,9 +195,9 @@ def test_overflows_without_end_stop_the_run_by_one_rule_at_every_stage(
     tmp_path: Path, stage: int
 ) -> None:
     """Long after the loss scale has come to its minimum, where DeepSpeed would raise."""
-    recipe = str(write_recipe(tmp_path, "transformer", engine__zero_stage=stage,
-                              optim__max_skipped_steps=9, precision__dtype="fp16",
-                              precision__initial_scale_power=3, precision__hysteresis=1))  # fmt: skip
-    ((error, message, tried),) = run_ranks(1, rank_overflow, recipe, [])
+    recipe = str(write_recipe(tmp_path, "transformer", engine__zero_stage=stage))
+    overrides = ["optim.max_skipped_steps=9", "precision.dtype=fp16",
+                 "precision.initial_scale_power=3", "precision.hysteresis=1"]  # fmt: skip
+    ((error, message, tried),) = run_ranks(1, rank_overflow, recipe, overrides)
     assert error == "Diverged" and "9 steps in a row" in message
     assert tried == 8  # the ninth never ended
