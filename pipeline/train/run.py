@@ -296,7 +296,7 @@ class TrainingRun:
         self.clock = Clock(**trainer["clock"])
         self.meters = Meters(**trainer["meters"])
         self._skip = sorted({*self._skip, *(tuple(r) for r in trainer["skip_instances"])})
-        self.health.load_state(trainer["health"], self.clock.instances)
+        self.health.load_state(trainer.get("health", {"losses": []}), self.clock.instances)
         self.lanes.load(state.load_tensors(folder / "plugins" / "lanes.safetensors"))
         self.module.head.load_plugin_state(
             state.load_tensors(folder / "plugins" / "head.safetensors")

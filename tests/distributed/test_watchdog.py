@@ -56,7 +56,7 @@ def rank_that_may_stand_still(
     os._exit(0)  # a run that ends well is a failure of the test: its exit code is not 1
 
 
-@pytest.mark.parametrize("fault", ["stopped", "stuck"])
+@pytest.mark.parametrize("fault", ["stopped", pytest.param("stuck", marks=pytest.mark.long)])
 def test_a_rank_that_stands_still_ends_the_others_and_is_named(tmp_path: Path, fault: str) -> None:
     recipe = str(write_recipe(tmp_path, "transformer", watch__hang_minutes=0.05))
     with socket.socket() as probe:
@@ -72,7 +72,7 @@ def test_a_rank_that_stands_still_ends_the_others_and_is_named(tmp_path: Path, f
     for process in ranks:
         process.start()
     try:
-        ranks[0].join(timeout=120)
+        ranks[0].join(timeout=240)
         said = (tmp_path / "errors0").read_text()
         assert ranks[0].exitcode == 1, said
         if fault == "stopped":
@@ -149,7 +149,7 @@ def test_a_heart_tells_where_its_rank_is_and_ends_with_it(tmp_path: Path) -> Non
             time.sleep(0.05)
         heart = read_heart(tmp_path / "logs", 0)
         assert (heart.pid, heart.beats, heart.doing) == (os.getpid(), 1, "in micro-batch 1 of 2")
-        assert heart.age_s is not None and -1 < heart.age_s < 60
+        assert heart.age_s is not None and heart.age_s > -1
         assert json.loads(file.read_text())["instances"] == 32
     assert not file.exists()
     assert read_heart(tmp_path / "logs", 0).age_s is None
@@ -164,7 +164,7 @@ def test_a_request_from_within_stops_like_a_signal(tmp_path: Path) -> None:
         thread.join()
         assert (request.pending(), request.reason) == (STOP, "the launcher is gone")
         signal.raise_signal(signal.SIGTERM)  # the first signal still: the process lives
-        assert request.reason == "the launcher is gone" and request.pending() == STOP
+        assert (request.pending(), request.reason) == (STOP, "SIGTERM")
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -182,43 +182,70 @@ child.wait()
 """
 
 
-def start_below(tmp_path: Path, supervises: bool) -> tuple[subprocess.Popen[bytes], Path, Path]:
-    """A long run below a process that is killed later; its run folder and its output."""
-    recipe = write_recipe(tmp_path, "mlstm", run__steps=100_000, watch__hang_minutes=0.1)
+FAKE = [sys.executable, "-c", LAUNCHER, sys.executable]
+DEEPSPEED = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2"]
+
+
+def start_below(
+    tmp_path: Path, launcher: list[str], supervises: bool
+) -> tuple[subprocess.Popen[bytes], Path, Path]:
+    """A long run below a process that is ended later; its run folder and its output."""
+    recipe = write_recipe(tmp_path, "mlstm", run__steps=100_000, watch__hang_minutes=0.2)
     output = tmp_path / "output.txt"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SUPERVISES": "1" * supervises}
+    search = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": search, "SUPERVISES": "1" * supervises}
+    environment["OMP_NUM_THREADS"] = "1"
     with output.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCHER, sys.executable, "run_pretrain.py", str(recipe)],
-            cwd=ROOT, env=environment, stdout=file, stderr=file,
+            [*launcher, "run_pretrain.py", str(recipe)], cwd=ROOT, env=environment, stdout=file,
+            stderr=file,
         )  # fmt: skip
     run = tmp_path / "runs/mlstm"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not (run / "logs/heart-rank0.json").is_file():
         assert process.poll() is None and time.monotonic() < deadline, output.read_text()
         time.sleep(0.2)
     return process, run, output
 
 
-@pytest.mark.parametrize("supervises", [True, False])
-def test_a_run_whose_launcher_is_gone_saves_and_leaves(tmp_path: Path, supervises: bool) -> None:
-    """And one started by a mere shell, whose terminal is closed, goes on."""
-    process, run, output = start_below(tmp_path, supervises)
+@pytest.mark.parametrize(
+    "launcher", [FAKE, pytest.param(DEEPSPEED, marks=pytest.mark.long)], ids=["fake", "deepspeed"]
+)
+def test_a_run_whose_launcher_is_gone_saves_and_leaves(tmp_path: Path, launcher: list[str]) -> None:
+    process, run, output = start_below(tmp_path, launcher, supervises=launcher is FAKE)
+    hearts = [json.loads(path.read_text()) for path in (run / "logs").glob("heart-rank*.json")]
+    ranks = [psutil.Process(heart["pid"]) for heart in hearts]
+    process.terminate()  # what is between it and the ranks lives on
+    process.wait()
+    try:
+        for rank in ranks:
+            rank.wait(timeout=240)
+        status = json.loads((run / "status.json").read_text())
+        assert status["state"] == "stopped", output.read_text()
+        assert (run / f"checkpoints/global_step{status['step']}/manifest.json").is_file()
+        assert "the launcher is gone" in output.read_text()
+    finally:
+        for rank in ranks:
+            if rank.is_running():
+                rank.kill()
+
+
+@pytest.mark.long
+def test_a_run_goes_on_when_a_shell_above_it_ends(tmp_path: Path) -> None:
+    process, run, _ = start_below(tmp_path, FAKE, supervises=False)
     rank = psutil.Process(json.loads((run / "logs/heart-rank0.json").read_text())["pid"])
     process.kill()
     process.wait()
     try:
-        if supervises:
-            rank.wait(timeout=120)
-            status = json.loads((run / "status.json").read_text())
-            assert status["state"] == "stopped", output.read_text()
-            assert (run / f"checkpoints/global_step{status['step']}/manifest.json").is_file()
-            assert "the launcher is gone" in output.read_text()
-        else:
-            before = (run / "metrics.jsonl").stat().st_size
-            time.sleep(2)  # three looks at the launchers
+        seen = 0
+        beats_after = rank_beats(run) + 50
+        while rank_beats(run) < beats_after or seen < 3:  # a few looks at the launchers
             assert rank.is_running() and not (run / "status.json").exists()
-            assert (run / "metrics.jsonl").stat().st_size > before
+            time.sleep(1.5)
+            seen += 1
     finally:
-        if rank.is_running():
-            rank.kill()
+        rank.kill()
+
+
+def rank_beats(run: Path) -> int:
+    return int(json.loads((run / "logs/heart-rank0.json").read_text())["beats"])
