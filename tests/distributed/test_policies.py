@@ -76,7 +76,7 @@ def applied_at(run: Path) -> list[int]:
 EVERY = list(range(0, 200, 8))
 
 
-@pytest.mark.parametrize("policy", ["off", "warn", "skip"])
+@pytest.mark.parametrize("policy", [pytest.param("off", marks=pytest.mark.long), "warn", "skip"])
 def test_a_spike_that_is_passed_over_in_the_run(tmp_path: Path, policy: str) -> None:
     recipe = recipe_in(tmp_path, spike=policy)
     clock, error, _, window = run_ranks(1, rank_train, recipe, [], 30.0)[0]
@@ -130,16 +130,24 @@ def test_a_spike_that_stops_the_run_leaves_evidence(tmp_path: Path) -> None:
     assert (tmp_path / "runs/transformer/logs/evidence-step9.json").is_file()
 
 
-@pytest.mark.parametrize("where", ["loss", "gradient"])
+ERRORS = {"skip": "NoneType", "rollback": "RolledBack", "stop": "Diverged"}
+
+
 @pytest.mark.parametrize(
-    ("policy", "error"), [("skip", "NoneType"), ("rollback", "RolledBack"), ("stop", "Diverged")]
-)
-def test_a_loss_or_gradient_that_is_no_number(
-    tmp_path: Path, policy: str, error: str, where: str
-) -> None:
+    ("policy", "where"),
+    [
+        ("stop", "loss"), ("rollback", "gradient"),
+        *(
+            pytest.param(policy, where, marks=pytest.mark.long)
+            for policy, where in [("skip", "loss"), ("skip", "gradient"), ("rollback", "loss"),
+                                  ("stop", "gradient")]
+        ),
+    ],
+)  # fmt: skip
+def test_a_loss_or_gradient_that_is_no_number(tmp_path: Path, policy: str, where: str) -> None:
     recipe = recipe_in(tmp_path, nonfinite=policy)
     found = run_ranks(2, rank_train, recipe, [], math.nan, where)
-    assert [each[1] for each in found] == [error] * 2
+    assert [each[1] for each in found] == [ERRORS[policy]] * 2
     run = tmp_path / "runs/transformer"
     assert all(math.isfinite(loss) for loss in losses(run))
     if policy == "skip":
@@ -190,7 +198,9 @@ def rank_overflow(rank: int, recipe: str, overrides: list[str]) -> tuple[str, st
     return "", "", run.clock.iteration
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "stage", [0, 1, *(pytest.param(stage, marks=pytest.mark.long) for stage in (2, 3))]
+)
 def test_overflows_without_end_stop_the_run_by_one_rule_at_every_stage(
     tmp_path: Path, stage: int
 ) -> None:

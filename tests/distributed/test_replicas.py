@@ -46,7 +46,9 @@ def rank_with_a_flipped_bit(rank: int, recipe: str, dtype: str) -> tuple[str, st
     return "", "", run.clock.applied
 
 
-@pytest.mark.parametrize(("stage", "dtype"), [(0, "fp32"), (2, "bf16")])
+@pytest.mark.parametrize(
+    ("stage", "dtype"), [(0, "fp32"), pytest.param(2, "bf16", marks=pytest.mark.long)]
+)
 def test_one_flipped_bit_is_found_and_its_tensor_named(
     tmp_path: Path, stage: int, dtype: str
 ) -> None:

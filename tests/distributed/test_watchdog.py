@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from pipeline.clock import Clock
+from pipeline.environment import free_port
 from pipeline.train.launcher import Launchers
 from pipeline.train.stop import STOP, StopRequest
 from pipeline.train.watchdog import Watchdog, read_heart
@@ -183,7 +184,9 @@ child.wait()
 
 
 FAKE = [sys.executable, "-c", LAUNCHER, sys.executable]
-DEEPSPEED = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2"]
+# A port of its own: at the usual one it would meet the ranks of any other run of this host.
+DEEPSPEED = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2",
+             "--master_port", free_port()]  # fmt: skip
 
 
 def start_below(
