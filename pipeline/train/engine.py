@@ -103,7 +103,7 @@ class DeepSpeedEngine:
                 model=module, optimizer=optimizer, config=config, dist_init_required=False
             )
         # Too many overflows in a row are judged by the loop, by one rule at every stage.
-        scaler = getattr(self._ds.optimizer, "loss_scaler", None)
+        scaler: Any = getattr(self._ds.optimizer, "loss_scaler", None)
         if hasattr(scaler, "raise_error_at_min_scale"):
             scaler.raise_error_at_min_scale = False
         self.module = module

@@ -112,15 +112,36 @@ def test_a_spike_rolls_all_ranks_back_to_the_checkpoint_and_past_the_window(tmp_
     assert trainer["skip_instances"] == [[64, 80]]
 
 
-def test_after_so_many_rollbacks_the_run_stops(tmp_path: Path) -> None:
+def rank_pretrain(rank: int, recipe: str, factor: float) -> int:
+    """The exit code of a whole command."""
+    from data_prep.errors import run_main
+    from pipeline.recipe import load_recipe
+    from pipeline.train import start
+
+    start_run = start.start_run
+
+    def start_planted(recipe: Any) -> Any:
+        run = start_run(recipe)
+        plant(run, factor, "loss")
+        return run
+
+    start.start_run = start_planted  # type: ignore[assignment]
+    return run_main(lambda argv: start.pretrain(load_recipe(recipe)), [])
+
+
+def test_exit_codes_and_states_and_an_end_to_rollbacks(tmp_path: Path) -> None:
     recipe = recipe_in(tmp_path, spike="rollback", max_rollbacks=1)
-    assert run_ranks(1, rank_train, recipe, [], 30.0)[0][1] == "RolledBack"
+    status = tmp_path / "runs/transformer/status.json"
+    assert run_ranks(1, rank_pretrain, recipe, 30.0) == [75]
+    assert json.loads(status.read_text())["state"] == "rolled back"
     # The spike comes back in a batch that is not passed over.
     (tmp_path / "runs/transformer/skip_instances.json").write_text(
         json.dumps([{"first": 0, "end": 0, "step": 0, "reason": ""}])
     )
-    _, error, message, _ = run_ranks(1, rank_train, recipe, [], 30.0)[0]
-    assert error == "Diverged" and "after 1 rollbacks (watch.max_rollbacks)" in message
+    assert run_ranks(1, rank_pretrain, recipe, 30.0) == [4]
+    found = json.loads(status.read_text())
+    assert found["state"] == "diverged"
+    assert "after 1 rollbacks (watch.max_rollbacks)" in found["reason"]
 
 
 def test_a_spike_that_stops_the_run_leaves_evidence(tmp_path: Path) -> None:
