@@ -48,13 +48,13 @@ def arms(run: Any, folder: Path) -> dict[str, Callable[[], float]]:
     def ours() -> float:
         step()
         began = time.perf_counter()
-        run.save()
+        run.saver.save()
         paused = time.perf_counter() - began
-        while not run.save_is_written:
+        while run.saver.writing:
             step()
         began = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()):
-            run.finish_save()
+            run.saver.finish()
         return paused + time.perf_counter() - began
 
     def theirs() -> float:

@@ -5,7 +5,7 @@
 2   the recipe, or a check made before work began, refuses the run
 3   the data refuses: missing, damaged or not what the recipe says
 4   training diverged
-75  stopped on request with everything saved; the same command goes on
+75  stopped with everything saved, or rolled back; the same command goes on
 130 interrupted from the keyboard
 """
 
@@ -44,6 +44,10 @@ class StoppedAndSaved(PipelineError):
     """A stop was asked for and the state is on disk; 75 is EX_TEMPFAIL, 'try again later'."""
 
     exit_code = 75
+
+
+class RolledBack(StoppedAndSaved):
+    """The run goes on from its last checkpoint and passes over the batches that hurt it."""
 
 
 def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:

@@ -5,8 +5,9 @@ runs/NAME/
   command.txt  env.json             how and where it ran
   metrics.jsonl  tb/                one JSON object a line; TensorBoard beside it
   metrics.csv  wandb/               where run.loggers asks for them
-  logs/  status.json                state, step and reason; written last
+  logs/  skip_instances.json        see docs/reliability.md
   lock  position                    whose the folder is, and which step was begun last
+  status.json                       state, step and reason; written last
   checkpoints/global_stepN/ latest  see docs/resume.md
   export/  evals/  finetune/        what later stages made
   stages/STAGE.json                 the manifest of each finished stage
@@ -70,6 +71,16 @@ class RunFolder:
     @property
     def status(self) -> Path:
         return self.root / "status.json"
+
+    @property
+    def logs(self) -> Path:
+        """What ranks say when they hang or diverge, and their hearts while they run."""
+        return self.root / "logs"
+
+    @property
+    def skip_instances(self) -> Path:
+        """Ranges of instances that rollbacks have added to `batch.skip_instances`."""
+        return self.root / "skip_instances.json"
 
     @property
     def stop_file(self) -> Path:

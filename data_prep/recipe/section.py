@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 SECTION_NAMES = (
     "run", "data", "tokenizer", "model", "head", "sparsity", "batch", "optim", "precision",
-    "engine", "checkpoint", "eval", "export", "finetune", "report", "grid",
+    "engine", "watch", "checkpoint", "eval", "export", "finetune", "report", "grid",
 )  # fmt: skip
 
 

@@ -34,6 +34,7 @@ from pipeline.recipe.precision import PrecisionConfig
 from pipeline.recipe.report import ReportConfig
 from pipeline.recipe.run import RunConfig
 from pipeline.recipe.sparsity import DenseConfig, MixedConfig, SparsityConfig
+from pipeline.recipe.watch import WatchConfig
 
 
 class Recipe(Section):
@@ -49,6 +50,7 @@ class Recipe(Section):
     optim: OptimConfig
     precision: PrecisionConfig = Field(default_factory=PrecisionConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig)
+    watch: WatchConfig = Field(default_factory=WatchConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
@@ -61,6 +63,15 @@ class Recipe(Section):
             raise ValueError(
                 f"head.kind={self.head.kind} with model.kind=mlstm: an mLSTM is exported with a "
                 "plain softmax, so choose head.kind softmax or sampled"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_somewhere_to_go_back_to(self) -> Recipe:
+        if self.watch.rolls_back and not self.checkpoint.every_steps:
+            raise ValueError(
+                "watch.nonfinite or watch.spike is rollback, and checkpoint.every_steps is 0, so "
+                "that every rollback would lead to the first step: set checkpoint.every_steps"
             )
         return self
 

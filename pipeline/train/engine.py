@@ -103,6 +103,10 @@ class DeepSpeedEngine:
             self._ds, *_ = deepspeed.initialize(
                 model=module, optimizer=optimizer, config=config, dist_init_required=False
             )
+        # Too many overflows in a row are judged by the loop, by one rule at every stage.
+        scaler: Any = getattr(self._ds.optimizer, "loss_scaler", None)
+        if hasattr(scaler, "raise_error_at_min_scale"):
+            scaler.raise_error_at_min_scale = False
         self.module = module
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()

@@ -6,6 +6,8 @@ result: ranks split the rows, and a rank without a row runs one of weight 0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -38,8 +40,13 @@ class Evaluator:
         self._steps = windows // self._order.lanes
 
     @torch.no_grad()
-    def run(self, engine: Engine, module: TrainModule) -> dict[str, float]:
-        """Metrics under `eval/`. Collective: every rank runs the same number of passes."""
+    def run(
+        self, engine: Engine, module: TrainModule, beat: Callable[[str], None]
+    ) -> dict[str, float]:
+        """Metrics under `eval/`. Collective: every rank runs the same number of passes.
+
+        `beat` is told of each, as a sign of life.
+        """
         lanes = np.array_split(np.arange(self._order.lanes), world_size())
         mine = lanes[engine.rank]
         rows = max(len(part) for part in lanes)  # equal on all ranks; short ones are padded
@@ -48,6 +55,7 @@ class Evaluator:
         was_training = module.training
         module.eval()
         for step in range(self._steps):
+            beat(f"in evaluation batch {step + 1} of {self._steps}")
             batch = self._batch(step, mine, rows)
             loss_sum, count, state = engine.forward(*(_to(t, engine) for t in batch[:3]), state,
                                                     _to(batch[3], engine))  # fmt: skip

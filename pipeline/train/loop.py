@@ -11,9 +11,11 @@ from time import perf_counter
 
 import torch
 
-from data_prep.errors import Diverged, StoppedAndSaved
+from data_prep.errors import StoppedAndSaved
 from pipeline.clock import StepResult
 from pipeline.data.loader import Batch
+from pipeline.train.policy import judge_loss, judge_result
+from pipeline.train.replicas import check_replicas
 from pipeline.train.run import TrainingRun
 from pipeline.train.stop import INTERRUPT
 
@@ -21,32 +23,29 @@ from pipeline.train.stop import INTERRUPT
 def train(run: TrainingRun) -> None:
     """Train until `run.steps` updates are applied. Saves at its cadence and at the end. Collective.
 
-    StoppedAndSaved or KeyboardInterrupt after a request to stop, with the state on disk; Diverged
-    after too many overflows in a row, which leave weights and checkpoints as they were.
+    StoppedAndSaved or KeyboardInterrupt after a request to stop, with the state on disk; RolledBack
+    or Diverged as the `watch` section says, which leave weights and checkpoints as they were.
     """
     recipe = run.recipe
-    overflows = 0
     while run.clock.applied < recipe.run.steps:
         began = perf_counter()
         result = train_step(run)
         run.meters.train_s += perf_counter() - began
-        overflows = overflows + 1 if result is StepResult.OVERFLOW else 0
-        if run.save_is_written:
-            run.finish_save()
+        run.saver.finish_if_written()
         applied = run.clock.applied if result is StepResult.APPLIED else 0
         if not applied or _due(applied, recipe.run.log_every_steps, recipe.run.steps):
             run.log_step(result)
+        if _due(applied, recipe.watch.replicas_every_steps, recipe.run.steps):
+            check_replicas(run)
         if _due(applied, recipe.eval.every_steps, recipe.run.steps):
             run.evaluate()
         if _due(applied, recipe.checkpoint.every_steps, recipe.run.steps) and not run.stopping:
-            run.save()
-        if overflows >= recipe.optim.max_skipped_steps:
-            _diverge(run, overflows)
+            run.saver.save()
         if run.stopping and run.clock.applied < recipe.run.steps:
             _stop(run)
     if run.stopping:  # asked for in the very last step: there is nothing left to stop
-        run.save()
-    run.finish_save()
+        run.saver.save()
+    run.saver.finish()
 
 
 def train_step(run: TrainingRun) -> StepResult:
@@ -69,6 +68,7 @@ def train_step(run: TrainingRun) -> StepResult:
     run.module.head.after_step(result)
     for plugin in run.plugins:
         plugin.after_step(engine, clock, result)
+    judge_result(run, result)
     run.meters.count(run, batch.global_tokens)
     return _advance(run, result)
 
@@ -78,10 +78,13 @@ def accumulate(run: TrainingRun, batch: Batch) -> torch.Tensor:
     totals = torch.zeros(2, device=run.engine.device)
     last = len(batch.micro_batches) - 1
     for index, cpu_micro in enumerate(batch):
+        run.watchdog.beat(f"in micro-batch {index + 1} of {last + 1}")
         micro = cpu_micro.to(run.engine.device)
         loss_sum, count, state = run.engine.forward(
             micro.inputs, micro.targets, micro.weights, run.lanes.get(micro.rows), micro.resets
         )
+        if index == 0:
+            run.pace.computed()
         # Divided by the tokens of the whole global batch: accumulation and ranks change nothing.
         run.engine.backward(loss_sum / batch.global_tokens, last=index == last)
         run.lanes.put(micro.rows, state)
@@ -90,10 +93,11 @@ def accumulate(run: TrainingRun, batch: Batch) -> torch.Tensor:
 
 
 def _apply(run: TrainingRun) -> StepResult:
-    """Hand the reduced gradients to head and plug-ins, then to the optimizer."""
-    if run.fp32_loss_is_broken():
+    """Hand the reduced gradients to head and plug-ins, then to the optimizer; or none of it, when
+    the loss says so."""
+    if verdict := judge_loss(run):
         run.engine.discard()
-        return StepResult.OVERFLOW
+        return verdict
     run.module.head.finish_accumulation(run.engine)
     verdicts = [plugin.after_backward(run.engine, run.clock) for plugin in run.plugins]
     if StepResult.TOPOLOGY in verdicts:
@@ -115,8 +119,8 @@ def _due(applied: int, every: int, total: int) -> bool:
 
 
 def _stop(run: TrainingRun) -> None:
-    run.save()
-    run.finish_save()
+    run.saver.save()
+    run.saver.finish()
     run.monitor.say(
         f"stopped at step {run.clock.applied}: {run.stop.reason or 'asked by another rank'}"
     )
@@ -124,12 +128,4 @@ def _stop(run: TrainingRun) -> None:
         raise KeyboardInterrupt
     raise StoppedAndSaved(
         f"stopped at step {run.clock.applied}, checkpoint saved; run the same command to go on"
-    )
-
-
-def _diverge(run: TrainingRun, overflows: int) -> None:
-    raise Diverged(
-        f"{overflows} steps in a row gave a non-finite loss or gradient (optim.max_skipped_steps), "
-        f"up to instance {run.clock.instances}: lower optim.lr, lengthen optim.warmup_steps, or "
-        "look at the text there; the last checkpoint is from before"
     )

@@ -1,11 +1,9 @@
-"""A run in training: what the loop works with, built from a recipe, saved and restored."""
+"""A run in training: what the loop works with, built from a recipe."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -19,57 +17,23 @@ from pipeline.data.order import LaneOrder, ShuffledOrder
 from pipeline.data.units import loss_units
 from pipeline.optim.schedule import learning_rate
 from pipeline.protocols import Engine, StepPlugin
-from pipeline.ranks import agree, barrier, from_rank0, gather_objects, rank, world_size
+from pipeline.ranks import agree, from_rank0, rank, world_size
 from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder
 from pipeline.seeds import derive_key
-from pipeline.train import checkpoint, piece_files, state
 from pipeline.train.evaluation import Evaluator
 from pipeline.train.flops import peak_flops
+from pipeline.train.health import Health
 from pipeline.train.lanes import LaneStates
 from pipeline.train.lock import RunLock
+from pipeline.train.meters import Meters
 from pipeline.train.module import TrainModule
 from pipeline.train.monitor import Monitor
+from pipeline.train.pace import Pace
+from pipeline.train.rollback import skipped_ranges
+from pipeline.train.saver import Saver
 from pipeline.train.stop import StopRequest
-
-
-@dataclass
-class Meters:
-    """Sums over the whole run; they survive a resume."""
-
-    train_s: float = 0.0  # without evaluation and saving
-    tokens: int = 0
-    skipped_steps: int = 0
-    flops_dense: float = 0.0
-    flops_counted: float = 0.0  # the sum of the three below
-    flops_blocks: float = 0.0
-    flops_attention: float = 0.0
-    flops_head: float = 0.0
-
-    def metrics(self) -> dict[str, float]:
-        """What every metrics line carries: how far the run has come and what it has cost."""
-        return {
-            "train/tokens": self.tokens,
-            "flops/dense": self.flops_dense,
-            "flops/counted": self.flops_counted,
-            "flops/blocks": self.flops_blocks,
-            "flops/attention": self.flops_attention,
-            "flops/head": self.flops_head,
-            "time/train_s": self.train_s,
-        }
-
-    def count(self, run: TrainingRun, tokens: int) -> None:
-        """Add one global batch. Backward is counted as twice the forward."""
-        head, forward = run.module.head, run.forward_flops
-        self.tokens += tokens
-        self.flops_dense += 3 * tokens * (forward.total + head.dense_flops())
-        counted = forward._replace(head=head.flops(run.clock)).times(3)
-        for plugin in run.plugins:
-            counted = plugin.count(run.clock, counted)
-        self.flops_counted += tokens * counted.total
-        self.flops_blocks += tokens * counted.blocks
-        self.flops_attention += tokens * counted.attention
-        self.flops_head += tokens * counted.head
+from pipeline.train.watchdog import Watchdog
 
 
 class TrainingRun:
@@ -91,8 +55,8 @@ class TrainingRun:
         self.clock, self.meters = Clock(), Meters()
         self.dtype = dtype
         self._lock = lock  # rank 0's
-        self._prepared = prepared
-        self._skip = [tuple(r) for r in recipe.batch.skip_instances]
+        self.prepared = prepared
+        self.skip = [tuple(r) for r in recipe.batch.skip_instances]
         self._train_split = prepared.split("train")
         self.lanes = LaneStates(module.backbone, recipe.batch.global_batch, engine.device)
         self.loader = self._make_loader()
@@ -101,22 +65,23 @@ class TrainingRun:
             recipe.eval.max_tokens,
         )  # fmt: skip
         self.forward_flops = module.backbone.flops(recipe.batch.window_tokens)
+        self.health = Health(recipe.watch.spike_window_steps)
+        self.pace = Pace(engine.device, recipe.engine.zero_stage)
         # Dropout must differ between ranks, weights must not: they were made before this.
         torch.manual_seed(derive_key(recipe.run.seed, "rank", rank()) % 2**63)
+        self.saver = Saver(self)
         if resume_from is not None:
-            self._restore(resume_from)
+            self.saver.restore(resume_from)
+        self.skip = sorted({*self.skip, *from_rank0(lambda: skipped_ranges(self.folder))})
         self.monitor = agree(
             lambda: Monitor(self.folder, self.clock, recipe.run.steps, recipe.run.loggers)
         )
         self.stop = StopRequest(self.folder.stop_file, recipe.run.stop_after_minutes)
+        self.watchdog = Watchdog(self.folder.logs, self.clock, 60 * recipe.watch.hang_minutes)
         self.stopping = 0
-        self.last_loss = math.nan
-        self.save_is_written = False  # a save waits to be published
-        self._saving: checkpoint.Saving | None = None
-        self._save_pause_s = 0.0
+        self.last_loss = self.own_loss = math.nan
         self._peak = peak_flops(engine.device, dtype)
         self._mark = self._meter_readings()
-        self._data_wait_s = 0.0
 
     def _make_loader(self) -> Loader:
         batch, split = self.recipe.batch, self._train_split
@@ -128,6 +93,12 @@ class TrainingRun:
         else:
             order = ShuffledOrder(split.tokens, batch.window_tokens, self.recipe.run.seed)
         return Loader(split, order, batch.micro_batch, rank(), world_size())
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """How the run is spread and computed: what may change when it is resumed."""
+        stage = self.recipe.engine.zero_stage
+        return {"zero_stage": stage, "world_size": world_size(), "dtype": self.dtype}
 
     def close(self) -> None:
         """Leave the run's folder to others."""
@@ -144,9 +115,10 @@ class TrainingRun:
         self.monitor.at(self.clock.applied, first, first + self.global_batch)
 
     def next_batch(self) -> Batch:
-        began = perf_counter()
+        self.watchdog.beat("waiting for data")
+        self.pace.begin()
         batch = self.loader.at(self.clock.instances, self.global_batch)
-        self._data_wait_s += perf_counter() - began
+        self.pace.loaded()
         return batch
 
     def learning_rate(self, applied: int) -> float:
@@ -162,34 +134,34 @@ class TrainingRun:
     def is_skipped(self, instance: int) -> bool:
         """Whether the global batch at `instance` touches a range that is to be passed over."""
         last = instance + self.global_batch
-        return any(first < last and instance < end for first, end in self._skip)
+        return any(first < last and instance < end for first, end in self.skip)
 
     def share(self, totals: Tensor) -> None:
         """Sum loss and tokens over ranks and agree on what one rank alone may know: a request to
         stop, a file still being written. Collective."""
+        self.watchdog.beat("summing the loss over ranks")
         vector = torch.zeros(5, device=self.engine.device)
         vector[:2] = totals
         if request := self.stop.pending():
             vector[1 + request] = 1
-        vector[4] = self._saving is not None and not self._saving.written
+        vector[4] = self.saver.writing
         if world_size() > 1:
             dist.all_reduce(vector)
         loss_sum, count, stop, interrupt, writing = vector.tolist()
+        own_sum, own_count = totals.tolist()
+        self.own_loss = own_sum / own_count if own_count else math.nan
         self.last_loss = loss_sum / count if count else math.nan
         self.stopping = 2 if interrupt else 1 if stop else 0
-        self.save_is_written = self._saving is not None and not writing
-
-    def fp32_loss_is_broken(self) -> bool:
-        """A non-finite loss, unless fp16's loss scale is there to deal with it."""
-        return self.dtype != "fp16" and not math.isfinite(self.last_loss)
+        self.saver.all_written = not writing
 
     # Logging and evaluation -------------------------------------------------------------------
 
     def log_step(self, result: StepResult) -> None:
-        """Metrics of the step that just ended, and the console line."""
+        """Metrics of the step that just ended, and the console line. Collective."""
         tokens = self.meters.tokens
         tokens_before, trained_before, flops_before, iteration_before = self._mark
         seconds = max(self.meters.train_s - trained_before, 1e-9)
+        paces = self.pace.exchange(seconds)
         flops_rate = (self.meters.flops_counted - flops_before) / seconds
         rate = (tokens - tokens_before) / seconds
         iterations = self.clock.iteration - iteration_before
@@ -206,8 +178,10 @@ class TrainingRun:
             * self.recipe.batch.global_batch_at(last),
             "perf/tokens_per_sec": rate,
             "perf/tokens_per_sec_per_gpu": rate / world_size(),
-            "perf/data_wait_ms": 1000 * self._data_wait_s / max(iterations, 1),
-            "perf/data_wait_share": self._data_wait_s / seconds,
+            "perf/data_wait_ms": 1000
+            * max(each.data_wait_s for each in paces)
+            / max(iterations, 1),
+            "perf/data_wait_share": max(each.data_wait_s / each.step_s for each in paces),
         }
         if self._peak is not None:
             metrics["perf/mfu"] = flops_rate / (self._peak * world_size())
@@ -227,8 +201,9 @@ class TrainingRun:
             self.monitor.say(
                 f"step {self.clock.applied}: {result.value} at instance {self.clock.instances}"
             )
+        for warning in self.pace.warnings(paces):
+            self.monitor.say(warning)
         self._mark = self._meter_readings()
-        self._data_wait_s = 0.0
 
     def _meter_readings(self) -> tuple[int, float, float, int]:
         """What rates are taken from: tokens, seconds, counted FLOPs, global batches."""
@@ -251,7 +226,7 @@ class TrainingRun:
 
     def evaluate(self) -> dict[str, float]:
         """Held-out loss; logged. Collective."""
-        metrics = self.evaluator.run(self.engine, self.module)
+        metrics = self.evaluator.run(self.engine, self.module, self.watchdog.beat)
         self.monitor.log(self.clock, metrics | self.meters.metrics())
         said = f"step {self.clock.applied} | validation: loss {metrics['eval/loss']:.4f}"
         if self.module.head.has_probabilities:
@@ -259,84 +234,3 @@ class TrainingRun:
             said += f" | {metrics['eval/bpc']:.4f} bits/character"
         self.monitor.say(said)
         return metrics
-
-    # Saving and restoring ---------------------------------------------------------------------
-
-    @property
-    def layout(self) -> dict[str, Any]:
-        """What a checkpoint tells of itself, and another run need not share."""
-        stage = self.recipe.engine.zero_stage
-        return {"zero_stage": stage, "world_size": world_size(), "dtype": self.dtype}
-
-    def save(self) -> None:
-        """Begin checkpoint `global_step{applied}`, and end the one before. Collective."""
-        self.finish_save()
-        began = perf_counter()
-        tag = checkpoint.tag_of(self.clock.applied)
-        if from_rank0(lambda: self._is_saved(self.folder.checkpoints / tag)):
-            return
-        background = self.recipe.checkpoint.background
-        taken = self.engine.snapshot(copy=background)
-        size = sum(gather_objects(sum(t.nbytes for t in taken.tensors.values())))
-        folder = checkpoint.begin(self.folder.checkpoints, tag, size)
-        state.save_rng(folder / "rng")
-        tensors = {"lanes": self.lanes.gather(), "head": self.module.head.plugin_state()}
-        tensors |= {plugin.name: plugin.plugin_state() for plugin in self.plugins}
-        from_rank0(lambda: self._write_own(folder, tensors))
-        number = rank()
-        self._saving = checkpoint.Saving(
-            self.folder.checkpoints, tag, lambda: piece_files.write(taken, folder, number)
-        )
-        if not background:
-            self.finish_save()
-        self._save_pause_s = perf_counter() - began
-
-    def finish_save(self) -> None:
-        """Wait for the save under way and publish it. Collective."""
-        if self._saving is None:
-            return
-        saving, self._saving = self._saving, None
-        saving.commit(self.recipe.checkpoint)
-        self.monitor.say(f"saved {saving.checkpoint}, training paused {self._save_pause_s:.2f} s")
-
-    def _is_saved(self, target: Path) -> bool:
-        """This very position is already safe; an equal number of applied steps is not enough."""
-        if checkpoint.problem(target, verify=False) is not None:
-            return False
-        return bool(state.read_trainer(target)["clock"] == self.clock.to_dict())
-
-    def _write_own(self, folder: Path, tensors: dict[str, dict[str, Tensor]]) -> None:
-        for name, content in tensors.items():
-            if content:
-                state.save_tensors(folder / "plugins" / f"{name}.safetensors", content)
-        state.write_trainer(
-            folder,
-            {
-                "format": state.FORMAT,
-                "clock": self.clock.to_dict(),
-                "meters": asdict(self.meters),
-                "skip_instances": self._skip,
-                **self.layout,
-                "tokenizer_fingerprint": self._prepared.tokenizer_fingerprint,
-                "data_fingerprint": self._prepared.fingerprint,
-                "identity": state.identity(self.recipe, self._prepared, self.dtype),
-            },
-        )
-
-    def _restore(self, folder: Path) -> None:
-        """Continue from a checkpoint. Collective."""
-        trainer = state.read_trainer(folder)
-        self.engine.restore(piece_files.SavedPieces.open(folder))
-        self.clock = Clock(**trainer["clock"])
-        self.meters = Meters(**trainer["meters"])
-        self._skip = sorted({*self._skip, *(tuple(r) for r in trainer["skip_instances"])})
-        self.lanes.load(state.load_tensors(folder / "plugins" / "lanes.safetensors"))
-        self.module.head.load_plugin_state(
-            state.load_tensors(folder / "plugins" / "head.safetensors")
-        )
-        for plugin in self.plugins:
-            plugin.load_plugin_state(
-                state.load_tensors(folder / "plugins" / f"{plugin.name}.safetensors")
-            )
-        state.load_rng(folder / "rng")
-        barrier()

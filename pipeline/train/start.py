@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from data_prep.errors import DataError, Diverged, RecipeError, StoppedAndSaved
+from data_prep.errors import DataError, Diverged, RecipeError, RolledBack, StoppedAndSaved
 from data_prep.manifest import versions, write_atomic
 from data_prep.plan import prepare_hash
 from data_prep.shards import Prepared
@@ -28,6 +29,7 @@ from pipeline.sparsity.build import build_plugins
 from pipeline.train import state
 from pipeline.train.checkpoint import resolve_resume
 from pipeline.train.engine import DeepSpeedEngine, check_config, init_distributed, shut_down
+from pipeline.train.launcher import Launchers
 from pipeline.train.lock import RunLock
 from pipeline.train.loggers import check_loggers
 from pipeline.train.loop import train
@@ -38,29 +40,32 @@ from pipeline.train.run import TrainingRun
 def pretrain(recipe: Recipe) -> None:
     """Train the recipe to its end, resuming as it says. Collective: every rank calls this.
 
-    RecipeError, DataError, Diverged, StoppedAndSaved or KeyboardInterrupt, as documented in
-    `data_prep.errors`; the run's status.json is written last in every case.
+    RecipeError, DataError, Diverged, StoppedAndSaved, RolledBack or KeyboardInterrupt, as
+    documented in `data_prep.errors`; the run's status.json is written last in every case.
     """
+    launchers = Launchers()  # before anything that takes long enough for one to die
     init_distributed(recipe.engine.timeout_minutes)
     folder = RunFolder(recipe.run_folder)
     run: TrainingRun | None = None
     ending, reason = "crashed", ""
-    try:
-        run = start_run(recipe)
-        train(run)
-        ending = "finished"
-    except BaseException as error:
-        ending, reason = _ending_of(error), str(error)
-        raise
-    finally:
-        # Before the run had a right to the folder, nothing may be written into it.
-        if rank() == 0 and run is not None:
-            folder.stop_file.unlink(missing_ok=True)
-            _write_status(folder, run, ending, reason)
-        if run is not None:
-            run.close()
-        if ending != "crashed":  # an ending that all ranks came to together
-            shut_down()
+    with contextlib.ExitStack() as watched:
+        try:
+            run = start_run(recipe)
+            watched.enter_context(run.watchdog.watching(launchers, run.stop, _status_writer(run)))
+            train(run)
+            ending = "finished"
+        except BaseException as error:
+            ending, reason = _ending_of(error), str(error)
+            raise
+        finally:
+            # Before the run had a right to the folder, nothing may be written into it.
+            if rank() == 0 and run is not None:
+                folder.stop_file.unlink(missing_ok=True)
+                _write_status(folder, run, ending, reason)
+            if run is not None:
+                run.close()
+            if ending != "crashed":  # an ending that all ranks came to together
+                shut_down()
 
 
 def start_run(
@@ -181,9 +186,22 @@ def _announce(run: TrainingRun, accumulation: int, resume_from: Path | None) -> 
 
 
 def _ending_of(error: BaseException) -> str:
-    endings = {StoppedAndSaved: "stopped", KeyboardInterrupt: "stopped", Diverged: "diverged"}
+    endings = {
+        StoppedAndSaved: "stopped", KeyboardInterrupt: "stopped", RolledBack: "rolled back",
+        Diverged: "diverged",
+    }  # fmt: skip
     refused = isinstance(error, RecipeError | DataError)
     return endings.get(type(error), "refused" if refused else "crashed")
+
+
+def _status_writer(run: TrainingRun) -> Callable[[str], None]:
+    """What rank 0 does when it hangs: the process will not come to the end of `pretrain`."""
+
+    def write(reason: str) -> None:
+        if rank() == 0:
+            _write_status(run.folder, run, "crashed", reason)
+
+    return write
 
 
 def _write_status(folder: RunFolder, run: TrainingRun, ending: str, reason: str) -> None:

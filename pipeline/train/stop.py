@@ -1,4 +1,5 @@
-"""Requests to stop: signals, a STOP file, a time limit. Ranks agree on them at a step edge.
+"""Requests to stop: signals, a STOP file, a time limit, a launcher that is gone. Ranks agree on
+them at a step edge.
 
 Launchers do not tell every rank, or not in time, so a request seen by one rank must reach all
 through the collective that every step makes anyway.
@@ -21,6 +22,7 @@ class StopRequest:
         self._file = stop_file
         self._deadline = monotonic() + 60 * stop_after_minutes if stop_after_minutes else None
         self._signal = 0
+        self._asked = ""
         self.reason = ""
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._caught)
@@ -32,9 +34,16 @@ class StopRequest:
         self._signal = INTERRUPT if number == signal.SIGINT else STOP
         self.reason = signal.Signals(number).name
 
+    def ask(self, reason: str) -> None:
+        """Ask from within, on any thread. A signal after this one is still a first request."""
+        self._asked = reason
+
     def pending(self) -> int:
         if self._signal:
             return self._signal
+        if self._asked:
+            self.reason = self._asked
+            return STOP
         if self._deadline is not None and monotonic() > self._deadline:
             self.reason = "time limit"
             return STOP

@@ -1,0 +1,48 @@
+"""What a run has used up: tokens, seconds, counted FLOPs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.train.run import TrainingRun
+
+
+@dataclass
+class Meters:
+    """Sums over the whole run; they survive a resume."""
+
+    train_s: float = 0.0  # without evaluation and saving
+    tokens: int = 0
+    skipped_steps: int = 0
+    flops_dense: float = 0.0
+    flops_counted: float = 0.0  # the sum of the three below
+    flops_blocks: float = 0.0
+    flops_attention: float = 0.0
+    flops_head: float = 0.0
+
+    def metrics(self) -> dict[str, float]:
+        """What every metrics line carries: how far the run has come and what it has cost."""
+        return {
+            "train/tokens": self.tokens,
+            "flops/dense": self.flops_dense,
+            "flops/counted": self.flops_counted,
+            "flops/blocks": self.flops_blocks,
+            "flops/attention": self.flops_attention,
+            "flops/head": self.flops_head,
+            "time/train_s": self.train_s,
+        }
+
+    def count(self, run: TrainingRun, tokens: int) -> None:
+        """Add one global batch. Backward is counted as twice the forward."""
+        head, forward = run.module.head, run.forward_flops
+        self.tokens += tokens
+        self.flops_dense += 3 * tokens * (forward.total + head.dense_flops())
+        counted = forward._replace(head=head.flops(run.clock)).times(3)
+        for plugin in run.plugins:
+            counted = plugin.count(run.clock, counted)
+        self.flops_counted += tokens * counted.total
+        self.flops_blocks += tokens * counted.blocks
+        self.flops_attention += tokens * counted.attention
+        self.flops_head += tokens * counted.head
