@@ -20,6 +20,8 @@ from .explain import describe, explain, nearest
 from .section import SECTION_NAMES, Section
 from .yaml import parse_yaml
 
+_LONGEST = 1_000_000  # characters of a recipe; what is longer is another file
+
 __all__ = ["SECTION_NAMES", "Section", "describe", "read_tree", "validate"]
 
 
@@ -30,9 +32,7 @@ def read_tree(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]
     override does not lead anywhere.
     """
     try:
-        tree = parse_yaml(Path(path).read_text("utf-8"))
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise RecipeError(f"recipe {path}: no such file; expected a YAML recipe") from None
+        tree = parse_yaml(_text_of(path))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {path} is not valid YAML: {_one_line(error)}") from None
     tree = {} if tree is None else tree
@@ -43,6 +43,19 @@ def read_tree(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]
     for override in overrides:
         _apply(tree, override)
     return tree
+
+
+def _text_of(path: Path | str) -> str:
+    try:
+        with open(path, encoding="utf-8") as stream:
+            text = stream.read(_LONGEST + 1)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise RecipeError(f"recipe {path}: no such file; expected a YAML recipe") from None
+    except OSError as error:
+        raise RecipeError(f"recipe {path!s:.200} cannot be read: {error.strerror}") from None
+    if len(text) > _LONGEST:
+        raise RecipeError(f"recipe {path} is longer than {_LONGEST:,} characters: no recipe is")
+    return text
 
 
 def validate(model_cls: Any, value: Any, where: str) -> Any:
