@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from data_prep.errors import run_main
+from data_prep.secrets import DiscreetParser
 
 _STAGES = {
     "pretrain": "train the model (starts the processes itself)",
@@ -28,7 +29,7 @@ _STAGES = {
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = DiscreetParser(
         prog="python -m pipeline",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -16,6 +16,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ..errors import RecipeError
+from ..secrets import find_secret
 from .explain import describe, explain, nearest
 from .section import SECTION_NAMES, Section
 from .yaml import parse_yaml
@@ -28,8 +29,8 @@ __all__ = ["SECTION_NAMES", "Section", "describe", "read_tree", "validate"]
 def read_tree(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The recipe at `path` as plain values, with dotted `key=value` overrides applied.
 
-    RecipeError when the file is missing or malformed, a section name is unknown, or an
-    override does not lead anywhere.
+    RecipeError when the file is missing or malformed, a section name is unknown, an override does
+    not lead anywhere, or a value looks like a secret.
     """
     try:
         tree = parse_yaml(_text_of(path))
@@ -42,6 +43,12 @@ def read_tree(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]
         _check_section(str(name), f"recipe {path}")
     for override in overrides:
         _apply(tree, override)
+    if key := find_secret(tree):
+        raise RecipeError(
+            f"{key} holds what looks like a password or a key, and recipes are copied into run "
+            "folders and reports: remove it, and set the variable that the library reads "
+            "(HF_TOKEN, AWS_SECRET_ACCESS_KEY)"
+        )
     return tree
 
 
@@ -106,7 +113,8 @@ def _step(place: Any, part: str, override: str) -> Any:
 
 
 def _index(items: list[Any], part: str, override: str) -> int:
-    if not part.isdigit() or int(part) >= len(items):
+    # A superscript is a digit too, but no number.
+    if not part.isdecimal() or len(part) > 9 or int(part) >= len(items):
         count = f"a list of {len(items)}: expected a number below {len(items)}"
         raise RecipeError(f"override {override!r}: {part!r} leads into {count}")
     return int(part)

@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 
 from data_prep.recipe.section import Section
 
-
 _MOST = 2**31  # far above any batch there is
 
 
