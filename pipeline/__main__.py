@@ -35,12 +35,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument(
+        "--local_rank", type=int, help=argparse.SUPPRESS
+    )  # the deepspeed launcher's
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = _with_recipe(commands, "run", "bring every stage up to date; also runs a study file")
     run.add_argument("--detach", action="store_true", help="studies: go on in the background")
     _verify(run)
     _verify(_with_recipe(commands, "status", "say which stages are up to date, and why not"))
-    _with_recipe(commands, "preflight", "check machine, recipe and data before a run")
+    preflight = _with_recipe(commands, "preflight", "check machine, recipe and data before a run")
+    preflight.add_argument(
+        "--dist", action="store_true", help="under a launcher: do all ranks meet in 2 minutes?"
+    )
     _machine(
         _with_recipe(commands, "plan", "say what a run will take: memory, hours, traffic, money")
     )
@@ -153,7 +159,7 @@ def _with_loaded_recipe(arguments: argparse.Namespace) -> None:
         from pipeline.preflight import preflight
 
         prepare_environment()
-        preflight(recipe)
+        preflight(recipe, dist=arguments.dist)
     elif command == "plan":
         from pipeline.plan import Machine, plan
 

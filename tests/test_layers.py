@@ -34,7 +34,6 @@ STRANGERS = (
     ("pipeline.export", "pipeline.report"),
     ("pipeline.evaluate", "pipeline.report"),
     ("pipeline.finetune", "pipeline.report", "pipeline.init"),
-    ("pipeline.preflight", "pipeline.stages"),
 )
 HEAVY = {"torch", "transformers", "deepspeed", "accelerate", "datasets", "pipeline"}
 

@@ -43,7 +43,7 @@ class _Loader(yaml.SafeLoader):
         self._depth = self._values = 0
         self._sizes: dict[yaml.Node, int] = {}  # values in each finished node, aliases written out
 
-    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
         event = self.peek_event()
         if getattr(event, "tag", None) not in (None, "!"):
             raise _error(f"tag {event.tag!r} is not allowed: plain values only", event)
@@ -53,6 +53,7 @@ class _Loader(yaml.SafeLoader):
         self._depth += 1
         node = super().compose_node(parent, index)
         self._depth -= 1
+        assert node is not None
         if not isinstance(event, yaml.AliasEvent):
             self._values += 1
             self._sizes[node] = self._values - before

@@ -60,6 +60,7 @@ def run_stage(stage: Stage, recipe: Recipe, *, verify: bool = False) -> None:
     for path in stage.inputs(recipe):
         if not path.is_file():
             raise RecipeError(_missing(stage, path))
+    stage.check(recipe)
     print(f"{stage.name:<9} running ({reason})")
     move_aside(stage, recipe)
     inputs = [FileRecord.of(path) for path in stage.inputs(recipe)]
