@@ -44,16 +44,22 @@ def meet(limit_s: float = LIMIT_S) -> str:
     verdict = json.loads(store.get("verdict"))
     table = _table(verdict["ranks"])
     if problem := verdict["problem"]:
+        _wait_for_readers(store, rank, len(verdict["ranks"]))
         raise RecipeError(f"{problem}\n{table}")
     took_s = _exchange(store, rank, world_size, limit_s)
     return f"{world_size} ranks met, an exchange of 1 MiB took {1000 * took_s:.0f} ms\n{table}"
 
 
 def _store(rank: int, world_size: int, limit_s: float) -> Any:
-    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    address = f"{host}:{port}"
+    # torchrun has opened the store itself, before any rank was started.
+    opens = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
-        found = dist.rendezvous("env://", timeout=timedelta(seconds=limit_s))
-        store, _, _ = next(iter(found))
+        store = dist.TCPStore(
+            host, int(port), is_master=opens, wait_for_workers=False,
+            timeout=timedelta(seconds=limit_s),
+        )  # fmt: skip
     except (RuntimeError, ValueError, OSError, dist.DistError) as error:
         raise RecipeError(
             f"rank {rank} on {socket.gethostname()} of {world_size}: rank 0 does not answer at "
@@ -91,6 +97,14 @@ def _gather(store: Any, world_size: int, deadline: float) -> dict[str, Any]:
     elif len({json.dumps(found["versions"]) for found in ranks.values()}) > 1:
         problem = "the ranks have different versions: install the same requirements on every host"
     return {"ranks": ranks, "problem": problem}
+
+
+def _wait_for_readers(store: Any, rank: int, readers: int) -> None:
+    """Rank 0 keeps the store, and stays a little until the others have read."""
+    store.add("read", 1)
+    deadline = time.monotonic() + (5.0 if rank == 0 else 0.0)
+    while time.monotonic() < deadline and store.add("read", 0) < readers:
+        time.sleep(0.05)
 
 
 def _table(ranks: dict[str, dict[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""Two hosts, as network namespaces joined by a cable: training across them, and a cable that is cut.
+"""Two hosts, as network namespaces joined by a cable: training across them, and a cut cable.
 
 Needs root and iproute2, and is skipped with a word elsewhere.
 """
@@ -140,7 +140,7 @@ def test_a_cut_cable_ends_the_run_which_goes_on_with_the_host_that_is_left(
 ) -> None:
     recipe = write_recipe(tmp_path, "mlstm", run__steps=100_000, checkpoint__every_steps=5)
     run = tmp_path / "runs/mlstm"
-    logs = start_ranks(hosts, tmp_path, "run_pretrain.py", str(recipe), "watch.hang_seconds=20")
+    logs = start_ranks(hosts, tmp_path, "run_pretrain.py", str(recipe), "watch.hang_minutes=0.3")
     step = wait_for_a_checkpoint(hosts, run, logs)
     hosts.cut()
     codes = finished(hosts, logs, 240)
