@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from data_prep import submit
+from data_prep.errors import RecipeError
+
 ROOT = Path(__file__).parents[2]
 FILES = sorted(
     [ROOT / "run_pretrain.py"]
@@ -88,3 +91,18 @@ def test_what_is_safe_is_let_alone() -> None:
         "torch.load(p, weights_only=True)\nast.literal_eval(t)\ntorch.compile(model)"
     )
     assert list(dangers(ast.parse(code))) == []
+
+
+@pytest.mark.parametrize(
+    ("partition", "time", "logs"),
+    [
+        ("cpu\nrm -rf x", "1:00:00", "logs"), ("cpu; id", "1:00:00", "logs"),
+        ("cpu", "$(id)", "logs"), ("cpu", "1:00:00", "my logs"), ("cpu", "1:00:00", "logs`id`"),
+        ("cpu", "1:00:00", "a'b"), ("cpu", "1:00:00", "a\n#SBATCH --wrap=id"), ("", "1:00", "logs"),
+    ],
+)  # fmt: skip
+def test_no_value_becomes_a_command_of_a_job_script(partition: str, time: str, logs: str) -> None:
+    pytest.importorskip("datatrove", reason="datatrove is optional: pip install datatrove")
+    cluster = submit.Cluster("slurm", 1, time=time, partition=partition)
+    with pytest.raises(RecipeError, match="shell of the job script"):
+        submit._executor(None, cluster, logs)
