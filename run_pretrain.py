@@ -17,11 +17,12 @@ import sys
 
 from data_prep.errors import run_main
 from data_prep.manifest import write_atomic
+from data_prep.secrets import DiscreetParser
 from pipeline.environment import EXIT_CODE_FILE, prepare_environment
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = DiscreetParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

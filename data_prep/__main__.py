@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import RecipeError, run_main
+from .secrets import DiscreetParser
 
 _EXIT_CODES = """exit codes:
   0 finished    2 the recipe or the output folder refuses    3 the data refuses
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> None:
 
 def _parser(with_keys: bool) -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = DiscreetParser(
         "python -m data_prep",
         description="From raw text to token shards.",
         epilog=_EXIT_CODES,

@@ -83,7 +83,7 @@ class Dropped:
 
     def __init__(self, folder: Path, kind: str) -> None:
         paths = sorted(folder.glob(f"{kind}-*.npy"))
-        self._lists = [np.load(path, mmap_mode="r") for path in paths]
+        self._lists = [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
 
     def rows(self, part: int, span: slice = slice(0, None)) -> np.ndarray:
         """(rows,) of a part, within a span of its rows: ascending and distinct."""
@@ -127,7 +127,8 @@ def _near(job: DuplicateJob, parts: Sequence[Part]) -> np.ndarray:
     exact = Dropped(job.folder, "exact")
 
     def hashes(part: Part) -> np.ndarray:
-        found = np.load(bands_path(part.path), mmap_mode="r")[:, job.band].copy()
+        bands = np.load(bands_path(part.path), mmap_mode="r", allow_pickle=False)
+        found = bands[:, job.band].copy()
         found[exact.rows(part.number)] = 0
         return found
 

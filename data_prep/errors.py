@@ -15,6 +15,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from .secrets import redact
+
 
 class PipelineError(Exception):
     """A foreseen failure: one message that says what was found, expected, and to be done."""
@@ -74,4 +76,4 @@ def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None
 def _complain(text: str) -> None:
     # Under a launcher every rank comes to the same error; one of them says it.
     if os.environ.get("RANK", "0") == "0":
-        print(f"error: {text}", file=sys.stderr)
+        print(f"error: {redact(text)}", file=sys.stderr)

@@ -192,11 +192,20 @@ def read_manifest(path: Path | str) -> dict[str, Any]:
         manifest = json.loads(Path(path).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{path} is missing: the stage that writes it has not finished") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON ({error}): run its stage again") from None
     if not isinstance(manifest, dict):
         raise DataError(f"{path} holds {type(manifest).__name__}, expected a JSON object")
     return manifest
+
+
+def inside(root: Path, name: str) -> Path:
+    """The path that a manifest in `root` calls `name`; DataError when it leads out of the folder,
+    by `..`, as an absolute path, or through a link."""
+    path = root / name
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise DataError(f"{root}: its manifest names {name!r}, which leads out of the folder")
+    return path
 
 
 def recipe_hash(*sections: Any) -> str:

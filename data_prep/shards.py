@@ -19,7 +19,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from .errors import DataError
-from .manifest import FileRecord, HashedFile, read_manifest
+from .manifest import FileRecord, HashedFile, inside, read_manifest
 from .tokenizers import Tokenizer, load_tokenizer
 
 MAGIC = b"LMSHARD2"
@@ -294,6 +294,10 @@ class Prepared:
         records = [FileRecord.from_json(entry) for entry in manifest["outputs"]]
         if verify is None:
             verify = sum(record.size for record in records) < _HASH_BELOW_BYTES
+        shards = [s["path"] for split in manifest["splits"].values() for s in split["shards"]]
+        tokenizer = manifest["tokenizer"]["folder"]
+        for name in (*(record.path for record in records), *shards, tokenizer):
+            inside(folder, name)
         for record in records:
             if problem := record.problem(folder, verify):
                 raise DataError(f"{folder}: {problem}; restore the file or run prepare again")

@@ -8,6 +8,8 @@ not matter how many processes start, when, or whether some of them die.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,6 +69,12 @@ def _executor(step: Any, cluster: Cluster, logs: str) -> Any:
 
         if cluster.partition is None:
             raise RecipeError("submit --engine slurm needs --partition, the queue to run in")
+        for key, value in (
+            ("--partition", cluster.partition),
+            ("--time", cluster.time),
+            ("data.folder", os.path.abspath(logs)),
+        ):
+            _check_plain(key, value)
         return SlurmPipelineExecutor(
             **shared,
             time=cluster.time,
@@ -81,3 +89,13 @@ def _executor(step: Any, cluster: Cluster, logs: str) -> Any:
     from datatrove.executor import LocalPipelineExecutor
 
     return LocalPipelineExecutor(**shared, workers=cluster.parts)
+
+
+def _check_plain(key: str, value: str) -> None:
+    """datatrove writes a job script in which nothing is quoted: what a shell could read as more
+    than a word is refused."""
+    if not re.fullmatch(r"[\w./,:@%+=-]+", value):
+        raise RecipeError(
+            f"{key}: {value!r:.80} would be read by the shell of the job script: use letters, "
+            "digits and . / _ - , : @ % + = only"
+        )

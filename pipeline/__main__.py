@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 
 from data_prep.errors import run_main
+from data_prep.secrets import DiscreetParser
 
 _STAGES = {
     "pretrain": "train the model (starts the processes itself)",
@@ -31,18 +32,24 @@ _STAGES = {
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = DiscreetParser(
         prog="python -m pipeline",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument(
+        "--local_rank", type=int, help=argparse.SUPPRESS
+    )  # the deepspeed launcher's
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = _with_recipe(commands, "run", "bring every stage up to date; also runs a study file")
     run.add_argument("--detach", action="store_true", help="studies: go on in the background")
     _verify(run)
     _verify(_with_recipe(commands, "status", "say which stages are up to date, and why not"))
-    _with_recipe(commands, "preflight", "check machine, recipe and data before a run")
+    preflight = _with_recipe(commands, "preflight", "check machine, recipe and data before a run")
+    preflight.add_argument(
+        "--dist", action="store_true", help="under a launcher: do all ranks meet in 2 minutes?"
+    )
     _machine(
         _with_recipe(commands, "plan", "say what a run will take: memory, hours, traffic, money")
     )
@@ -236,7 +243,7 @@ def _with_loaded_recipe(arguments: argparse.Namespace) -> None:
         from pipeline.preflight import preflight
 
         prepare_environment()
-        preflight(recipe)
+        preflight(recipe, dist=arguments.dist)
     elif command == "plan":
         from pipeline.plan import Machine, plan
 

@@ -37,7 +37,6 @@ STRANGERS = (
     ("pipeline.evaluate", "pipeline.report"),
     ("pipeline.audit", "pipeline.finetune", "pipeline.report"),
     ("pipeline.finetune", "pipeline.report", "pipeline.init"),
-    ("pipeline.preflight", "pipeline.stages"),
 )
 HEAVY = {"torch", "transformers", "deepspeed", "accelerate", "datasets", "pipeline"}
 

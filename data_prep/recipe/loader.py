@@ -16,9 +16,12 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ..errors import RecipeError
+from ..secrets import find_secret
 from .explain import describe, explain, nearest
 from .section import SECTION_NAMES, Section
 from .yaml import parse_yaml
+
+_LONGEST = 1_000_000  # characters of a recipe; what is longer is another file
 
 __all__ = ["SECTION_NAMES", "Section", "describe", "read_tree", "validate"]
 
@@ -26,13 +29,11 @@ __all__ = ["SECTION_NAMES", "Section", "describe", "read_tree", "validate"]
 def read_tree(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The recipe at `path` as plain values, with dotted `key=value` overrides applied.
 
-    RecipeError when the file is missing or malformed, a section name is unknown, or an
-    override does not lead anywhere.
+    RecipeError when the file is missing or malformed, a section name is unknown, an override does
+    not lead anywhere, or a value looks like a secret.
     """
     try:
-        tree = parse_yaml(Path(path).read_text("utf-8"))
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise RecipeError(f"recipe {path}: no such file; expected a YAML recipe") from None
+        tree = parse_yaml(_text_of(path))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {path} is not valid YAML: {_one_line(error)}") from None
     tree = {} if tree is None else tree
@@ -42,7 +43,26 @@ def read_tree(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]
         _check_section(str(name), f"recipe {path}")
     for override in overrides:
         _apply(tree, override)
+    if key := find_secret(tree):
+        raise RecipeError(
+            f"{key} holds what looks like a password or a key, and recipes are copied into run "
+            "folders and reports: remove it, and set the variable that the library reads "
+            "(HF_TOKEN, AWS_SECRET_ACCESS_KEY)"
+        )
     return tree
+
+
+def _text_of(path: Path | str) -> str:
+    try:
+        with open(path, encoding="utf-8") as stream:
+            text = stream.read(_LONGEST + 1)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise RecipeError(f"recipe {path}: no such file; expected a YAML recipe") from None
+    except OSError as error:
+        raise RecipeError(f"recipe {path!s:.200} cannot be read: {error.strerror}") from None
+    if len(text) > _LONGEST:
+        raise RecipeError(f"recipe {path} is longer than {_LONGEST:,} characters: no recipe is")
+    return text
 
 
 def validate(model_cls: Any, value: Any, where: str) -> Any:
@@ -93,7 +113,8 @@ def _step(place: Any, part: str, override: str) -> Any:
 
 
 def _index(items: list[Any], part: str, override: str) -> int:
-    if not part.isdigit() or int(part) >= len(items):
+    # A superscript is a digit too, but no number.
+    if not part.isdecimal() or len(part) > 9 or int(part) >= len(items):
         count = f"a list of {len(items)}: expected a number below {len(items)}"
         raise RecipeError(f"override {override!r}: {part!r} leads into {count}")
     return int(part)

@@ -15,6 +15,7 @@ SECTION_NAMES = (
 
 
 class Section(BaseModel):
-    """A frozen, strict recipe section; an integer is accepted where a float is expected."""
+    """A frozen, strict recipe section: an integer is accepted where a float is expected, infinity
+    and NaN are nowhere."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)

@@ -41,12 +41,23 @@ class LanguageModel:
     def load(cls, folder: Path | str, device: str | torch.device | None = None) -> LanguageModel:
         """Load an export in fp32; `device` None takes a GPU when there is one.
 
-        DataError when the folder is missing, is a checkpoint, or is no export.
+        DataError when the folder is missing, is a checkpoint, or is no export. Code that lies in it
+        is never run, and pickled weights are not read.
         """
         folder = Path(folder)
         check_export(folder)
         register_models()
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
+                local_files_only=True,
+            )  # fmt: skip
+        # What `transformers` raises at files that were altered is not specified.
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise DataError(
+                f"{folder} cannot be loaded ({reason:.300}): export the run again"
+            ) from error
         tokenizer = load_tokenizer(folder)
         # A Transformer's vocabulary may be padded; bytes with another offset give other text.
         if isinstance(model, MLSTMForCausalLM) and model.config.vocab_size != tokenizer.vocab_size:

@@ -158,8 +158,7 @@ def _scored(folder: Path, model: Any, head: Head, settings: dict[str, Any]) -> A
 
 
 def _write_tokenizer(folder: Path, prepared: Prepared, recurrent: bool) -> None:
-    source = prepared.folder / prepared.manifest["tokenizer"]["folder"]
-    shutil.copytree(source, folder, dirs_exist_ok=True)
+    prepared.tokenizer().save(folder)  # its own files: what else lies beside them is not copied
     # So that model(**tokenizer(text)) works: `transformers` would hand over token types as well,
     # and a mask to a model that has none.
     config = read_manifest(folder / "tokenizer_config.json")
@@ -171,7 +170,9 @@ def _prove(folder: Path, module: TrainModule, recipe: Recipe, prepared: Prepared
     """The largest difference of log-probabilities in nats; DataError above the tolerance."""
     register_models()
     _prove_tokenizer(folder, prepared.tokenizer())
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    ).eval()
     ids = _probe_ids(prepared, recipe.batch.window_tokens)
     with torch.no_grad():
         hidden, _ = module.backbone(ids, None, None)
@@ -198,7 +199,7 @@ def _probe_ids(prepared: Prepared, window: int) -> Tensor:
 def _prove_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     framing = len(tokenizer.encode_prompt(""))
     expected = tokenizer.encode_prompt(_PROBE_TEXT)[framing:].tolist()
-    library = AutoTokenizer.from_pretrained(folder)
+    library = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     found = library(_PROBE_TEXT, add_special_tokens=False)["input_ids"]
     if found != expected:
         raise DataError(

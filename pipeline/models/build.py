@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from data_prep.errors import RecipeError
 from pipeline.flops import Flops
 from pipeline.models.mlstm.cell import MultiplicativeLSTMLayer
 from pipeline.models.mlstm.configuration_mlstm import MLSTMConfig as HFMLSTMConfig
@@ -68,8 +69,27 @@ def build_backbone(
     """A freshly initialised backbone; the caller seeds torch and chooses the device context.
 
     `special_ids` holds the tokenizer's ids such as `eos_token_id`. RecipeError for
-    an unknown architecture or configuration key.
+    an unknown architecture or configuration key, and for values that no model can be made of.
     """
+    try:
+        return _backbone(section, vocab_size, window, special_ids)
+    except RecipeError:
+        raise
+    # What an architecture raises at a value it cannot use is not specified.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        what = "mlstm" if isinstance(section, MLSTMConfig) else section.architecture
+        raise RecipeError(
+            f"model: {what} cannot be built of these values ({reason:.300}): correct model.*"
+        ) from error
+
+
+def _backbone(
+    section: MLSTMConfig | TransformerConfig,
+    vocab_size: int,
+    window: int,
+    special_ids: dict[str, int],
+) -> Backbone:
     if isinstance(section, MLSTMConfig):
         config = HFMLSTMConfig(
             vocab_size=vocab_size,

@@ -28,6 +28,9 @@ from pipeline.recipe.model import TransformerConfig
 _POSITION_KEYS = ("n_positions", "max_position_embeddings", "max_seq_len", "n_ctx")
 
 
+_MOST_LAYERS = 10_000  # a slip of a digit would build for hours
+
+
 # The same function of its input. GPT-2's own is written as eight operations, each of which goes
 # through memory: on a processor three times as slow, on a GPU a third of a step.
 _SAME_IN_ONE_KERNEL = {"gelu_new": "gelu_pytorch_tanh"}
@@ -57,6 +60,9 @@ def transformer_config(
     ours = {"pad_token_id": None, **special_ids, **section.config, "vocab_size": vocab_size}
     config = AutoConfig.for_model(section.architecture, **ours)
     _check_positions(section, config, window)
+    layers = getattr(config, "num_hidden_layers", 1)
+    if not 1 <= layers <= _MOST_LAYERS:
+        raise RecipeError(f"model.config: {layers} layers, expected 1 to {_MOST_LAYERS:,}")
     for key in ("activation_function", "hidden_act"):
         if key not in section.config and getattr(config, key, None) in _SAME_IN_ONE_KERNEL:
             setattr(config, key, _SAME_IN_ONE_KERNEL[getattr(config, key)])

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from pydantic import Field, model_validator
 
 from data_prep.recipe.section import Section
 
+_MOST = 2**31  # far above any batch there is
+
 
 class BatchConfig(Section):
     """An instance is one row of the global batch: `window_tokens` consecutive tokens."""
 
-    global_batch: int = Field(ge=1, description="instances per optimizer step, over all devices")
-    micro_batch: int = Field(ge=1, description="instances a device takes at once")
-    window_tokens: int = Field(ge=1, description="tokens per instance (truncated BPTT length)")
+    global_batch: int = Field(
+        ge=1, le=_MOST, description="instances per optimizer step, over all devices"
+    )
+    micro_batch: int = Field(ge=1, le=_MOST, description="instances a device takes at once")
+    window_tokens: int = Field(
+        ge=1, le=_MOST, description="tokens per instance (truncated BPTT length)"
+    )
     ramp: list[tuple[int, int]] = Field(
         default_factory=list,
         description="smaller batches first: pairs of tokens and the global batch until so many "
@@ -85,5 +92,6 @@ class BatchConfig(Section):
 
 
 def _nearest_divisor(number: int, near: int) -> int:
-    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    divisors = {*small, *(number // d for d in small)}
     return min(divisors, key=lambda d: (abs(d - near), d))

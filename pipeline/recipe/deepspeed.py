@@ -61,7 +61,9 @@ def read_template(path: Path) -> dict[str, Any]:
         template = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"engine.template: {path} does not exist") from None
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise RecipeError(f"engine.template: {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise RecipeError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(template, dict):
         raise RecipeError(f"{path} holds {type(template).__name__}, expected an object")

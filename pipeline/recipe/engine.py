@@ -28,5 +28,5 @@ class EngineConfig(Section):
         "minute or two more at the start",
     )
     timeout_minutes: float = Field(
-        default=30, gt=0, description="longest wait for another rank before giving up"
+        default=30, gt=0, le=525_600, description="longest wait for another rank before giving up"
     )

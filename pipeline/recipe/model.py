@@ -15,7 +15,7 @@ class MLSTMConfig(Section):
     kind: Literal["mlstm"]
     hidden: int = Field(ge=1, description="units of each layer")
     embedding: int = Field(default=64, ge=1, description="units of the byte embedding")
-    layers: int = Field(default=1, ge=1, description="stacked layers")
+    layers: int = Field(default=1, ge=1, le=10_000, description="stacked layers")
     weight_norm: bool = Field(default=True, description="normalise the four recurrent matrices")
     forget_bias: float = Field(default=0.0, description="added to the initial forget-gate bias")
 

@@ -25,6 +25,7 @@ class Stage:
     inputs: Callable[[Recipe], list[Path]]
     work: Callable[[Recipe], StageOutput]
     wanted: Callable[[Recipe], bool] = lambda recipe: True
+    check: Callable[[Recipe], None] = lambda recipe: None  # before anything is moved or started
 
     def manifest(self, recipe: Recipe) -> Path:
         return RunFolder(recipe.run_folder).stages / f"{self.name}.json"
@@ -70,6 +71,12 @@ def _report_inputs(recipe: Recipe) -> list[Path]:
 # The work of each stage is imported when it runs: asking for the status must not import torch.
 
 
+def _preflight(recipe: Recipe) -> None:
+    from pipeline.preflight import quick
+
+    quick(recipe)
+
+
 def _pretrain(recipe: Recipe) -> StageOutput:
     from pipeline.stages.launch import launch_pretrain
 
@@ -106,6 +113,7 @@ STAGES = (
         ("run", "model", "head", "sparsity", "batch", "optim", "precision", "engine"),
         _prepared,
         _pretrain,
+        check=_preflight,
     ),
     Stage("export", ("export",), _stage("pretrain"), _export),
     Stage(

@@ -60,6 +60,7 @@ def run_stage(stage: Stage, recipe: Recipe, *, verify: bool = False) -> None:
     for path in stage.inputs(recipe):
         if not path.is_file():
             raise RecipeError(_missing(stage, path))
+    stage.check(recipe)
     print(f"{stage.name:<9} running ({reason})")
     move_aside(stage, recipe)
     inputs = [FileRecord.of(path) for path in stage.inputs(recipe)]
@@ -110,6 +111,7 @@ def move_aside(stage: Stage, recipe: Recipe) -> None:
     """Move the outputs that an earlier run of this stage listed into `superseded/`.
 
     Only what a manifest proves to be ours is moved; anything else is left for the stage to refuse.
+    A manifest that was altered cannot have other folders moved.
     """
     manifest = stage.manifest(recipe)
     if not manifest.is_file():
@@ -122,9 +124,19 @@ def move_aside(stage: Stage, recipe: Recipe) -> None:
     target.mkdir(parents=True)
     for name in read_manifest(manifest).get("belongs", []):
         path = manifest.parent / name
-        if path.exists():
+        if not _is_ours(path, manifest, recipe):
+            print(f"{stage.name:<9} left {path} where it is: it lies outside the run folder")
+        elif path.exists():
             os.rename(path, target / path.name)
     os.rename(manifest, target / manifest.name)
+
+
+def _is_ours(path: Path, manifest: Path, recipe: Recipe) -> bool:
+    """Whether the entry itself, not what a link there leads to, is of this run."""
+    place = Path(os.path.normpath(path.parent.resolve() / path.name))
+    if place in manifest.resolve().parents:
+        return False
+    return place == recipe.export_folder.resolve() or recipe.run_folder.resolve() in place.parents
 
 
 def _record(path: Path, base: Path) -> FileRecord:

@@ -16,6 +16,7 @@ import torch
 from data_prep.errors import DataError, Diverged, RecipeError, RolledBack, StoppedAndSaved
 from data_prep.manifest import versions, write_atomic
 from data_prep.plan import prepare_hash
+from data_prep.secrets import redact
 from data_prep.shards import Prepared
 from pipeline.models.build import parameter_count
 from pipeline.optim.build import build_optimizer, noise_plugins
@@ -136,7 +137,7 @@ def _describe(recipe: Recipe, config: dict[str, Any], device: torch.device) -> N
     write_atomic(folder.config, recipe.to_yaml())
     write_atomic(folder.root / "ds_config.json", json.dumps(config, indent=2) + "\n")
     command = [os.path.relpath(sys.argv[0]), *sys.argv[1:]]
-    write_atomic(folder.root / "command.txt", " ".join(command) + "\n")
+    write_atomic(folder.root / "command.txt", redact(" ".join(command)) + "\n")
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     environment = {
         "python": platform.python_version(),
@@ -210,7 +211,7 @@ def _write_status(folder: RunFolder, run: TrainingRun, ending: str, reason: str)
         {
             "state": ending,
             "step": run.clock.applied,
-            "reason": reason,
+            "reason": redact(reason),
             "clock": run.clock.to_dict(),
             "parameters": parameter_count(run.module),
             "tokens": run.meters.tokens,

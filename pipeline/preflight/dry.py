@@ -1,0 +1,57 @@
+"""`--dry-run`: everything that can be said about a recipe without its data and without memory."""
+
+from __future__ import annotations
+
+import os
+
+from pipeline.models.build import parameter_count
+from pipeline.optim.registry import optimizer_class
+from pipeline.plan.memory import memory_of, meta_module
+from pipeline.recipe import Recipe
+from pipeline.recipe.deepspeed import derive_deepspeed, template_path
+from pipeline.recipe.sparsity import MixedConfig
+from pipeline.sparsity.design import design
+from pipeline.train.engine import check_config
+from pipeline.train.loggers import check_loggers
+from pipeline.train.module import TrainModule
+from pipeline.train.start import run_dtype
+
+_GIB = 2**30
+
+
+def valid_module(recipe: Recipe, world_size: int) -> TrainModule:
+    """The model on the meta device, once recipe and DeepSpeed JSON are seen to be valid for so
+    many devices. RecipeError otherwise."""
+    optimizer_class(recipe.optim.name, recipe.engine.zero_stage)
+    check_loggers(recipe.run.loggers)
+    check_config(derive_deepspeed(recipe, world_size, run_dtype(recipe)), template_path(recipe))
+    module = meta_module(recipe)
+    if isinstance(recipe.sparsity, MixedConfig):
+        design(recipe.sparsity, module.backbone, module.head, recipe.batch.window_tokens)
+    return module
+
+
+def dry_run(recipe: Recipe) -> None:
+    """Validate recipe and DeepSpeed JSON and build the model on the meta device."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    dtype, batch = run_dtype(recipe), recipe.batch
+    module = valid_module(recipe, world_size)
+    print(f"recipe           {recipe.run.name}: valid")
+    print(
+        f"DeepSpeed JSON   {template_path(recipe)}: valid, ZeRO {recipe.engine.zero_stage}, {dtype}"
+    )
+    print(
+        f"batch            {batch.global_batch} = {world_size} devices x {batch.micro_batch} "
+        f"micro-batch x {recipe.accumulation(world_size)} accumulation, "
+        f"{batch.window_tokens} tokens each"
+    )
+    print(f"model            {parameter_count(module) / 1e6:.2f} M parameters (meta device)")
+    forward = module.backbone.flops(batch.window_tokens)
+    flops = 3 * (forward.total + module.head.dense_flops())
+    tokens = recipe.run.steps * batch.tokens
+    print(f"training         {tokens / 1e6:.1f} M tokens, {flops * tokens:.3g} FLOPs")
+    if isinstance(recipe.sparsity, MixedConfig):
+        found = design(recipe.sparsity, module.backbone, module.head, batch.window_tokens)
+        print(f"sparsity         {found.summary()}")
+    for name, size in memory_of(recipe, module, world_size, dtype).items():
+        print(f"memory           {name:<12} {size / _GIB:8.3f} GiB per device")
