@@ -21,7 +21,7 @@ from data_prep.errors import run_main
 _STAGES = {
     "pretrain": "train the model (starts the processes itself)",
     "export": "write a folder that transformers loads",
-    "finetune": "train a classifier from the export",
+    "finetune": "train a classifier from the export, or from any model folder",
     "evaluate": "held-out loss, sentiment and samples of the export",
     "report": "write report.html and report.md",
 }
@@ -137,7 +137,7 @@ def main(argv: list[str]) -> None:
 
 def _with_loaded_recipe(arguments: argparse.Namespace) -> None:
     from data_prep.recipe.loader import read_tree
-    from pipeline.recipe import load_recipe
+    from pipeline.recipe import load_finetuning, load_recipe
     from pipeline.stages import runner
 
     command = arguments.command
@@ -145,6 +145,11 @@ def _with_loaded_recipe(arguments: argparse.Namespace) -> None:
         from pipeline.stages.study import run_study
 
         run_study(arguments.recipe, detach=arguments.detach)
+        return
+    if command == "finetune" and (section := load_finetuning(arguments.recipe, arguments.overrides)):
+        from pipeline.finetune.stage import finetune
+
+        print(finetune(section).counts)
         return
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if command == "preflight":

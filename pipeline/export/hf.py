@@ -22,14 +22,18 @@ from data_prep.manifest import read_manifest, write_manifest
 from data_prep.shards import Prepared
 from data_prep.tokenizers import Tokenizer
 from pipeline.clock import Clock
-from pipeline.export import scored
 from pipeline.export.card import model_card
+from pipeline.export.code import (
+    MLSTM_AUTO_MAP,
+    SCORED_AUTO_MAP,
+    write_mlstm_code,
+    write_scored_code,
+)
 from pipeline.export.register import register_models
 from pipeline.export.scored.configuration_scored import ScoredConfig
 from pipeline.export.scored.modeling_scored import ScoredForCausalLM
 from pipeline.export.weights import read_weights
 from pipeline.heads.adaptive import AdaptiveHead
-from pipeline.models import mlstm
 from pipeline.models.build import parameter_count
 from pipeline.protocols import Head
 from pipeline.recipe import Recipe
@@ -38,26 +42,6 @@ from pipeline.train.checkpoint import find_checkpoint
 from pipeline.train.module import TrainModule, build_module
 from pipeline.train.state import load_tensors, read_trainer
 
-_MLSTM_FILES = (
-    "cell.py",
-    "window.py",
-    "window_cpu.py",
-    "products.py",
-    "window_gpu.py",
-    "kernels.py",
-    "graphs.py",
-    "configuration_mlstm.py",
-    "modeling_mlstm.py",
-)
-_AUTO_MAP = {
-    "AutoConfig": "configuration_mlstm.MLSTMConfig",
-    "AutoModelForCausalLM": "modeling_mlstm.MLSTMForCausalLM",
-}
-_SCORED_FILES = ("configuration_scored.py", "modeling_scored.py")
-_SCORED_AUTO_MAP = {
-    "AutoConfig": "configuration_scored.ScoredConfig",
-    "AutoModelForCausalLM": "modeling_scored.ScoredForCausalLM",
-}
 _PROBE_TOKENS = 512  # of the validation split, for the comparison with the trained module
 _PROBE_TEXT = "It's a test: 12,345 déjà-vu 😀\n\n  It's   fine.\tEnd"
 
@@ -131,9 +115,8 @@ def _write(folder: Path, module: TrainModule, prepared: Prepared) -> None:
     model.config.bos_token_id = model.config.eos_token_id = end
     model.generation_config = GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end)
     if module.backbone.recurrent:
-        model.config.auto_map = dict(_AUTO_MAP)
-        for name in _MLSTM_FILES:
-            shutil.copyfile(Path(mlstm.__file__).with_name(name), folder / name)
+        model.config.auto_map = dict(MLSTM_AUTO_MAP)
+        write_mlstm_code(folder)
     else:
         model.config.use_cache = True  # off while training, where it would only cost memory
     if settings := module.head.export_settings():
@@ -146,14 +129,13 @@ def _scored(folder: Path, model: Any, head: Head, settings: dict[str, Any]) -> A
     """The model with its head's scores in the place of its logits, and the code for others."""
     # A copy: `transformers` changes the settings of a model that becomes a part of another.
     own = copy.deepcopy(model.config)
-    config = ScoredConfig(own, **settings, auto_map=dict(_SCORED_AUTO_MAP))
+    config = ScoredConfig(own, **settings, auto_map=dict(SCORED_AUTO_MAP))
     config.bos_token_id = config.eos_token_id = model.config.eos_token_id
     whole = ScoredForCausalLM(config, model)
     whole.generation_config = model.generation_config
     if isinstance(head, AdaptiveHead):
         whole.adaptive = head.softmax
-    for name in _SCORED_FILES:
-        shutil.copyfile(Path(scored.__file__).with_name(name), folder / name)
+    write_scored_code(folder)
     return whole
 
 

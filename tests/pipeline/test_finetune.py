@@ -16,7 +16,6 @@ from data_prep.errors import DataError, RecipeError
 from pipeline.evaluate.model import LanguageModel
 from pipeline.evaluate.pooling import pooled
 from pipeline.export.hf import export_model
-from pipeline.finetune.classifier import Classifier
 from pipeline.finetune.stage import finetune_model
 from pipeline.recipe import Recipe, load_recipe
 from tests.pipeline.test_export import make_checkpoint
