@@ -13,6 +13,7 @@ python -m pipeline plan RECIPE --devices 8               memory, hours, traffic,
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -149,7 +150,9 @@ def _with_loaded_recipe(arguments: argparse.Namespace) -> None:
     if command == "finetune" and (section := load_finetuning(arguments.recipe, arguments.overrides)):
         from pipeline.finetune.stage import finetune
 
-        print(finetune(section).counts)
+        output = finetune(section)
+        if os.environ.get("RANK", "0") == "0":
+            print(output)
         return
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if command == "preflight":

@@ -36,6 +36,7 @@ from pipeline.finetune.model import (
     padding_id,
     position_limit,
 )
+from pipeline.finetune.processes import start_accelerator
 from pipeline.finetune.progress import Keeper, Progress, check_settings
 from pipeline.finetune.texts import Part, Texts, read_texts
 from pipeline.finetune.training import CLIP_NORM, Training, fit, probabilities
@@ -69,7 +70,7 @@ def finetune(section: FinetuneConfig) -> StageOutput:
     folder, source = Path(section.folder), Path(section.model)
     texts = read_texts(section)
     settings = _settings(section, source, texts)
-    accelerator = Accelerator()
+    accelerator = start_accelerator()
     if folder.exists():
         check_settings(folder, folder / "metrics.json", settings)
     else:

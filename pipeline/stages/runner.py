@@ -71,11 +71,10 @@ def _once(work: Callable[[], T]) -> T:
     """The result of `work` on every process of a launcher, done by the first. Collective."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return work()
-    from accelerate import PartialState
-
+    from pipeline.finetune.processes import start_accelerator
     from pipeline.ranks import from_rank0
 
-    PartialState()  # joins the processes
+    start_accelerator()
     return from_rank0(work)
 
 

@@ -165,7 +165,7 @@ def test_only_the_mlstm_is_recurrent(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["mlstm", "gpt2"])
 def test_the_resolved_recipe_reads_back_as_itself(tmp_path: Path, kind: str) -> None:
     changes = {"optim__lr": 1e-5, "batch__skip_instances": [[0, 8]], "run__name": "010"}
-    changes |= {"eval__prompts": ["no", "1:30", "naïve\n "], "finetune": {"path": "a.csv"}}
+    changes |= {"eval__prompts": ["no", "1:30", "naïve\n "], "finetune": {"train": "a.csv"}}
     recipe = load_recipe(write(tmp_path, kind, **changes))
     again = tmp_path / "again.yaml"
     again.write_text(recipe.to_yaml(), encoding="utf-8")
