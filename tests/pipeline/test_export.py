@@ -187,8 +187,8 @@ def test_a_model_that_differs_gets_no_folder(
     recipe, _ = run
     write = hf._write
 
-    def write_another(folder: Path, module: TrainModule, prepared: Prepared) -> None:
-        write(folder, module, prepared)
+    def write_another(folder: Path, module: TrainModule, *given: Any) -> None:
+        write(folder, module, *given)
         with torch.no_grad():
             module.backbone.output_weight().mul_(1.1)  # type: ignore[union-attr]
 
