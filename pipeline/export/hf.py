@@ -22,7 +22,7 @@ from data_prep.manifest import read_manifest, write_manifest
 from data_prep.shards import Prepared
 from data_prep.tokenizers import Tokenizer
 from pipeline.clock import Clock
-from pipeline.export.card import model_card
+from pipeline.export.card import write_cards
 from pipeline.export.code import (
     MLSTM_AUTO_MAP,
     SCORED_AUTO_MAP,
@@ -111,11 +111,10 @@ def _build(
     module = load_trained(recipe, prepared, source)
     _write(folder, module, prepared, recipe.export.max_shard_size)
     parameters = parameter_count(module)
-    card = model_card(
-        recipe, prepared, read_trainer(source.run), parameters,
+    write_cards(
+        folder, recipe, prepared, read_trainer(source.run), parameters,
         own_code=module.backbone.recurrent or bool(module.head.export_settings()),
     )  # fmt: skip
-    (folder / "README.md").write_text(card, encoding="utf-8")
     with torch.no_grad():
         hidden, _ = module.backbone(_probe_ids(prepared, recipe.batch.window_tokens), None, None)
         return parameters, module.head.log_prob(hidden)
