@@ -147,7 +147,9 @@ def _with_loaded_recipe(arguments: argparse.Namespace) -> None:
 
         run_study(arguments.recipe, detach=arguments.detach)
         return
-    if command == "finetune" and (section := load_finetuning(arguments.recipe, arguments.overrides)):
+    if command == "finetune" and (
+        section := load_finetuning(arguments.recipe, arguments.overrides)
+    ):
         from pipeline.finetune.stage import finetune
 
         output = finetune(section)

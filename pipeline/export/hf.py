@@ -89,7 +89,9 @@ def load_trained(recipe: Recipe, prepared: Prepared, source: Source) -> TrainMod
             f"{source.run} was trained with tokenizer {found[:12]}, {prepared.folder} holds "
             f"{prepared.tokenizer_fingerprint[:12]}: set data.folder to the data of the run"
         )
-    weights = read_weights(source.weights)  # before there is a module: putting it together needs room
+    weights = read_weights(
+        source.weights
+    )  # before there is a module: putting it together needs room
     module = build_module(recipe, prepared)
     try:
         module.load_state_dict(weights, strict=True)
@@ -103,9 +105,7 @@ def load_trained(recipe: Recipe, prepared: Prepared, source: Source) -> TrainMod
     return module.eval()
 
 
-def _build(
-    folder: Path, recipe: Recipe, prepared: Prepared, source: Source
-) -> tuple[int, Tensor]:
+def _build(folder: Path, recipe: Recipe, prepared: Prepared, source: Source) -> tuple[int, Tensor]:
     """Write the folder; gives the number of parameters and what the trained module says to the
     probe, log-probabilities (rows, tokens, vocabulary)."""
     module = load_trained(recipe, prepared, source)

@@ -51,8 +51,8 @@ def find_source(checkpoints: Path, name: str | None) -> Source:
                 if (run / "trainer.json").is_file():
                     return Source(folder, run)
             raise DataError(
-                f"{folder} is a universal checkpoint without trainer.json: keep the checkpoint that "
-                f"it was made from as {beside}, or copy its trainer.json and plugins/ into it"
+                f"{folder} is a universal checkpoint without trainer.json: keep the checkpoint "
+                f"that it was made from as {beside}, or copy its trainer.json and plugins/ into it"
             )
     found = find_checkpoint(checkpoints, name)
     return Source(found, found)
@@ -61,8 +61,8 @@ def find_source(checkpoints: Path, name: str | None) -> Source:
 def read_weights(checkpoint: Path) -> dict[str, Tensor]:
     """fp32 CPU tensors by name in the trained module, tied weights under each of their names.
 
-    `checkpoint` is a folder `checkpoints/global_stepN`, or a universal one. DataError when it is not
-    a checkpoint or a file is missing or damaged.
+    `checkpoint` is a folder `checkpoints/global_stepN`, or a universal one. DataError when it is
+    not a checkpoint or a file is missing or damaged.
     """
     if (checkpoint / "zero").is_dir():
         return _guarded(_universal, checkpoint, "a universal checkpoint")
@@ -78,7 +78,8 @@ def _guarded(
     read: Callable[[Path], dict[str, Tensor]], checkpoint: Path, kind: str
 ) -> dict[str, Tensor]:
     try:
-        with serialization.patch("load.mmap", True):
+        # Masters ask for gradients: what is made of them would keep the files themselves alive.
+        with serialization.patch("load.mmap", True), torch.no_grad():  # type: ignore[attr-defined]
             weights = read(checkpoint)
     # What a damaged pickle or zip raises is not specified: every kind of error has been seen.
     except Exception as error:

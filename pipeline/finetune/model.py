@@ -110,8 +110,8 @@ def check_vocabulary(folder: Path, size: int, tokenizer: Any, exact: bool) -> No
     so there the numbers must be the same."""
     if len(tokenizer) > size or (exact and len(tokenizer) != size):
         raise DataError(
-            f"{folder}: a model of {size} ids with a tokenizer of {len(tokenizer)}: they are not of "
-            "one run; export it again with `python -m pipeline export RECIPE`"
+            f"{folder}: a model of {size} ids with a tokenizer of {len(tokenizer)}: they are not "
+            "of one run; export it again with `python -m pipeline export RECIPE`"
         )
 
 

@@ -89,18 +89,19 @@ def _read(key: str, path: str, section: FinetuneConfig, skipped: Counter[str]) -
         for block in read_rows(task, source, rejects):
             assert block.labels is not None
             for text, label, record in zip(block.texts, block.labels, block.records, strict=True):
-                text = clean(text, cleaning, Counter())
-                if not text or not label:
-                    rejects.add(task.path, int(record), "no_label" if text else "no_text")
+                cleaned = clean(text, cleaning, Counter())
+                if not cleaned or not label:
+                    rejects.add(task.path, int(record), "no_label" if cleaned else "no_text")
                     continue
-                found.texts.append(text)
+                found.texts.append(cleaned)
                 found.labels.append(label)
     bad = rejects.counts.total()
-    if bad > section.max_bad_share * (bad + len(found.texts)):
-        first = rejects.samples[0]
+    rows = bad + len(found.texts)
+    if bad > section.max_bad_share * rows:
+        first = rejects.samples[0]["record"]
         raise DataError(
-            f"{path}: {bad} of {bad + len(found.texts)} rows cannot be used ({_told(rejects)}), the "
-            f"first at record {first['record']}: correct them or raise finetune.max_bad_share"
+            f"{path}: {bad} of {rows} rows cannot be used ({_told(rejects)}), the first at record "
+            f"{first}: correct them or raise finetune.max_bad_share"
         )
     if not found.texts:
         raise DataError(f"finetune.{key}: {path} holds no text: name a file that does")

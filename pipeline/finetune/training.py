@@ -110,9 +110,7 @@ def _step(training: Training, places: np.ndarray, step: int, wish: int) -> tuple
     weights = torch.from_numpy(training.weights).to(device, losses.dtype)[labels]
     loss = (losses * weights).sum() / len(places)
     accelerator.backward(loss * world)  # gradients are averaged over the processes
-    accelerator.clip_grad_norm_(
-        [p for p in model.parameters() if p.requires_grad], CLIP_NORM
-    )  # fmt: skip
+    accelerator.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], CLIP_NORM)
     training.optimizer.step()
     training.optimizer.zero_grad()
     told = torch.tensor([loss.item(), float(wish)], dtype=torch.float64, device=device)
@@ -135,8 +133,8 @@ def _look(training: Training, keeper: Keeper, progress: Progress) -> None:
     value = found[section.metric]
     if value is None:
         raise DataError(
-            f"finetune.metric={section.metric} cannot be told on the {len(training.validation.ids)} "
-            "validation texts, which lack a class: give more of them or choose another metric"
+            f"finetune.metric={section.metric} cannot be told on validation texts that lack a "
+            "class: give more of them or choose another metric"
         )
     if better(section.metric, value, progress.best):
         progress.best, progress.best_step, progress.waited = value, progress.step, 0
@@ -157,7 +155,7 @@ def probabilities(
     by_length = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     batches = [by_length[at : at + rows] for at in range(0, len(ids), rows)]
     batches += [batches[-1]] * (-len(batches) % world)
-    mine = {}
+    mine: dict[int, np.ndarray] = {}
     for members in batches[rank::world]:
         batch = padded([ids[i] for i in members], fill)
         logits = model(**{k: v.to(accelerator.device) for k, v in batch.items()}).logits

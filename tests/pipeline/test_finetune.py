@@ -269,7 +269,8 @@ def test_two_ranks_do_what_one_does(tmp_path: Path, deepspeed: bool) -> None:
     finetune(one)
     two = one.model_copy(update={"folder": str(tmp_path / "two")})
     run_ranks(2, _on_rank, two.model_dump(), deepspeed)
-    first, second = (json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("out", "two"))
+    files = [tmp_path / name / "metrics.json" for name in ("out", "two")]
+    first, second = (json.loads(file.read_text()) for file in files)
     assert first["accuracy"] == second["accuracy"] and first["steps"] == second["steps"]
     for mine, theirs in zip(first["history"], second["history"], strict=True):
         assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)

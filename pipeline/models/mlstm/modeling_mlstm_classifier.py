@@ -35,7 +35,7 @@ class MLSTMForSequenceClassification(PreTrainedModel):
             config.weight_norm,
             config.forget_bias,
         )
-        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)  # type: ignore[arg-type]
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
