@@ -7,12 +7,17 @@ import json
 import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForSequenceClassification,
@@ -31,6 +36,7 @@ from pipeline.finetune.batches import Order, class_weights
 from pipeline.finetune.stage import finetune, finetune_model
 from pipeline.recipe import Recipe, load_finetuning, load_recipe
 from pipeline.recipe.finetune import FinetuneConfig
+from tests.e2e.commands import ROOT, environment, python, refused
 from tests.pipeline.test_export import make_checkpoint
 from tests.pipeline.tiny import write_recipe
 
@@ -244,6 +250,28 @@ def test_the_best_state_is_kept_and_waiting_ends(gpt2: Path, tmp_path: Path) -> 
     losses = {look["step"]: look["loss"] for look in found["history"]}
     assert found["stopped_early"] and found["steps"] == found["best_step"] + 6
     assert found["validation_loss"] == losses[found["best_step"]] == min(losses.values())
+
+
+def test_the_command_stops_on_a_signal_and_goes_on(gpt2: Path, tmp_path: Path) -> None:
+    given = section(gpt2, tmp_path, epochs=40, eval_steps=200)
+    recipe = tmp_path / "alone.yaml"
+    recipe.write_text(yaml.safe_dump({"finetune": given.model_dump(mode="json")}))
+    command = [sys.executable, "-m", "pipeline", "finetune", str(recipe)]
+    with subprocess.Popen(command, cwd=ROOT, env=environment()) as process:
+        while not (tmp_path / "out.tmp/settings.json").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+    assert process.returncode == 75
+    assert not (tmp_path / "out").exists()
+    again = python("-m", "pipeline", "finetune", recipe)
+    assert again.returncode == 0, again.stderr
+    assert metrics(tmp_path)["accuracy"] > 0.9
+    refused(
+        python("-m", "pipeline", "finetune", recipe, "finetune.label_field=stars"), 3,
+        "no field 'stars'", "label, text",
+    )  # fmt: skip
+    refused(python("-m", "pipeline", "finetune", recipe, "finetune.mode=half"), 2, "finetune.mode")
 
 
 # Ranks ------------------------------------------------------------------------------------------
