@@ -154,7 +154,8 @@ def _with_loaded_recipe(arguments: argparse.Namespace) -> None:
 
         output = finetune(section)
         if os.environ.get("RANK", "0") == "0":
-            print(output)
+            counts = output.counts
+            print(f"{output.outputs[0]}: accuracy {counts['accuracy']:.4f}, see its README.md")
         return
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if command == "preflight":

@@ -103,7 +103,6 @@ class MultiplicativeLSTMLayer(nn.Module):
             parts.append(part)
         return torch.cat(parts, dim=1), torch.stack([c, h], dim=1)
 
-
     def _step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One token in generation: x (B, E) -> h (B, 1, H) and the state."""
         w_mx, w_mh, w_z = self._ready_weights()
