@@ -76,12 +76,14 @@ def finetune(section: FinetuneConfig) -> StageOutput:
     else:
         loaded = load_classifier(source, texts.names, section.seed or 0)
         training, keeper = _prepare(accelerator, section, loaded, texts, settings)
-        stop = StopRequest(folder.with_name("STOP"), None)
+        stop_file = folder.with_name("STOP")
+        stop = StopRequest(stop_file, None)
         try:
             progress = fit(training, keeper, stop)
         finally:
             stop.release()
-            from_rank0(lambda: folder.with_name("STOP").unlink(missing_ok=True))
+            if accelerator.is_main_process:
+                stop_file.unlink(missing_ok=True)
         best = keeper.best(progress)
         metrics = _judge(accelerator, section, best, loaded, texts)
         metrics |= _course(training, progress) | {"settings": settings}
