@@ -5,12 +5,13 @@
 Peers, in the same run: the plain PyTorch loop of the same cell; the loop that indexes a hoisted
 projection; `torch.nn.LSTM` with as many parameters (oneDNN or cuDNN); and the bare matrix products
 of the cell alone, which is the bound. FLOPs are those of the recurrent and input matrices, three
-times forward.
+times forward. On a processor also the generation of text.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.device import device_of, device_options, seconds
 from benchmarks.harness import Row, interleaved, report, row
 from pipeline.models.mlstm.cell import MultiplicativeLSTM, MultiplicativeLSTMLayer
+from pipeline.models.mlstm.configuration_mlstm import MLSTMConfig
+from pipeline.models.mlstm.modeling_mlstm import MLSTMForCausalLM
 from pipeline.models.mlstm.products import product
 
 _INPUTS = 64  # units of the embedding, as in the papers
@@ -200,6 +203,23 @@ def case_rows(hidden: int, batch: int, device: torch.device, quick: bool) -> lis
     return [*rows, row(name, "characters/s", characters)]
 
 
+def generation_row(hidden: int, rounds: int) -> Row:
+    """Text from the exported model on a processor, one byte after the other. The peer prepares the
+    weights for every byte, as a window does, which a model in training mode is made of."""
+    model = MLSTMForCausalLM(MLSTMConfig(hidden_size=hidden))
+    start, count = torch.tensor([[10, 32, 84, 104]]), 20
+
+    def arm(training: bool) -> float:
+        model.train(training)
+        began = time.process_time()
+        model.generate(start, max_new_tokens=count, do_sample=False)
+        return count / (time.process_time() - began)
+
+    found = interleaved({"ours": lambda: arm(False), "windows": lambda: arm(True)}, rounds)
+    name, metric = f"mlstm H={hidden} generate cpu", "characters/processor s"
+    return row(name, metric, found["ours"], found["windows"], "windows")
+
+
 def main() -> None:
     """Run the cases of the device."""
     arguments = device_options(__doc__ or "").parse_args()
@@ -210,6 +230,8 @@ def main() -> None:
     rows = []
     for hidden, batch in cases:
         rows += case_rows(hidden, batch, device, arguments.quick)
+    if device.type == "cpu":
+        rows.append(generation_row(1024, 1 if arguments.quick else 5))
     report(rows, arguments.json)
 
 

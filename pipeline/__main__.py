@@ -16,6 +16,7 @@ python -m pipeline plan RECIPE --devices 8               memory, hours, traffic,
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from data_prep.secrets import DiscreetParser
 _STAGES = {
     "pretrain": "train the model (starts the processes itself)",
     "export": "write a folder that transformers loads",
-    "finetune": "train a classifier from the export",
+    "finetune": "train a classifier from the export, or from any model folder",
     "evaluate": "held-out loss, sentiment and samples of the export",
     "report": "write report.html and report.md",
 }
@@ -228,7 +229,7 @@ def _audit(arguments: argparse.Namespace) -> None:
 
 def _with_loaded_recipe(arguments: argparse.Namespace) -> None:
     from data_prep.recipe.loader import read_tree
-    from pipeline.recipe import load_recipe
+    from pipeline.recipe import load_finetuning, load_recipe
     from pipeline.stages import runner
 
     command = arguments.command
@@ -236,6 +237,16 @@ def _with_loaded_recipe(arguments: argparse.Namespace) -> None:
         from pipeline.stages.study import run_study
 
         run_study(arguments.recipe, detach=arguments.detach)
+        return
+    if command == "finetune" and (
+        section := load_finetuning(arguments.recipe, arguments.overrides)
+    ):
+        from pipeline.finetune.stage import finetune
+
+        output = finetune(section)
+        if os.environ.get("RANK", "0") == "0":
+            counts = output.counts
+            print(f"{output.outputs[0]}: accuracy {counts['accuracy']:.4f}, see its README.md")
         return
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if command == "preflight":

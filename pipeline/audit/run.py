@@ -20,7 +20,8 @@ from pipeline.audit.personal import find_passages, in_free_text, led_up_to
 from pipeline.audit.rarity import by_rarity, count_words
 from pipeline.audit.rated import Rated, read_rated
 from pipeline.audit.verbatim import verbatim
-from pipeline.evaluate.model import LanguageModel, check_export
+from pipeline.evaluate.model import LanguageModel
+from pipeline.export.folder import check_model_folder
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.run_folder import RunFolder
 
@@ -49,7 +50,7 @@ def _wanted(folder: Path, limits: Limits) -> tuple[RunFolder, Recipe, Path, Limi
         raise RecipeError(f"{folder} is not a run: it has no config.yaml; give a folder of runs/")
     recipe = load_recipe(run.config)
     export = Path(recipe.export.folder) if recipe.export.folder else folder / "export"
-    check_export(export)
+    check_model_folder(export)
     before = run.read_json(run.evals / "audit.json")
     if before is not None and before["settings"] != _settings(run, limits):
         raise RecipeError(

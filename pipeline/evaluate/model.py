@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from data_prep.errors import DataError
 from data_prep.tokenizers import Tokenizer, load_tokenizer
 from pipeline.evaluate.pooling import Framing, pooled, position_limit, streamed
+from pipeline.export.folder import check_model_folder
 from pipeline.export.register import register_models
 from pipeline.export.scored.modeling_scored import ScoredForCausalLM
 from pipeline.models.mlstm.modeling_mlstm import MLSTMForCausalLM
@@ -45,7 +46,7 @@ class LanguageModel:
         is never run, and pickled weights are not read.
         """
         folder = Path(folder)
-        check_export(folder)
+        check_model_folder(folder)
         register_models()
         try:
             model = AutoModelForCausalLM.from_pretrained(
@@ -126,14 +127,3 @@ def batches(lengths: Sequence[int], most_tokens: float, most_rows: float) -> lis
             batches.append([])
         batches[-1].append(index)
     return batches
-
-
-def check_export(folder: Path) -> None:
-    """DataError when `folder` is missing, is a checkpoint, or is no export."""
-    hint = "make an export with `python -m pipeline export RECIPE`"
-    if not folder.is_dir():
-        raise DataError(f"{folder} does not exist: {hint}")
-    if (folder / "trainer.json").is_file() or any(folder.glob("global_step*")):
-        raise DataError(f"{folder} holds a checkpoint, not an exported model: {hint}")
-    if not (folder / "config.json").is_file():
-        raise DataError(f"{folder} holds no config.json, so it is no exported model: {hint}")

@@ -22,14 +22,18 @@ from data_prep.manifest import read_manifest, write_manifest
 from data_prep.shards import Prepared
 from data_prep.tokenizers import Tokenizer
 from pipeline.clock import Clock
-from pipeline.export import scored
-from pipeline.export.card import model_card
+from pipeline.export.card import write_cards
+from pipeline.export.code import (
+    MLSTM_AUTO_MAP,
+    SCORED_AUTO_MAP,
+    write_mlstm_code,
+    write_scored_code,
+)
 from pipeline.export.register import register_models
 from pipeline.export.scored.configuration_scored import ScoredConfig
 from pipeline.export.scored.modeling_scored import ScoredForCausalLM
 from pipeline.export.weights import read_weights
 from pipeline.heads.adaptive import AdaptiveHead
-from pipeline.models import mlstm
 from pipeline.models.build import parameter_count
 from pipeline.protocols import Head
 from pipeline.recipe import Recipe
@@ -38,26 +42,6 @@ from pipeline.train.checkpoint import find_checkpoint
 from pipeline.train.module import TrainModule, build_module
 from pipeline.train.state import load_tensors, read_trainer
 
-_MLSTM_FILES = (
-    "cell.py",
-    "window.py",
-    "window_cpu.py",
-    "products.py",
-    "window_gpu.py",
-    "kernels.py",
-    "graphs.py",
-    "configuration_mlstm.py",
-    "modeling_mlstm.py",
-)
-_AUTO_MAP = {
-    "AutoConfig": "configuration_mlstm.MLSTMConfig",
-    "AutoModelForCausalLM": "modeling_mlstm.MLSTMForCausalLM",
-}
-_SCORED_FILES = ("configuration_scored.py", "modeling_scored.py")
-_SCORED_AUTO_MAP = {
-    "AutoConfig": "configuration_scored.ScoredConfig",
-    "AutoModelForCausalLM": "modeling_scored.ScoredForCausalLM",
-}
 _PROBE_TOKENS = 512  # of the validation split, for the comparison with the trained module
 _PROBE_TEXT = "It's a test: 12,345 déjà-vu 😀\n\n  It's   fine.\tEnd"
 
@@ -79,23 +63,18 @@ def export_model(recipe: Recipe) -> StageOutput:
             )
     checkpoint = find_checkpoint(RunFolder(recipe.run_folder).checkpoints, recipe.export.checkpoint)
     prepared = Prepared.open(recipe.data.folder)
-    module = load_trained(recipe, prepared, checkpoint)
     scratch.mkdir(parents=True)
     try:
-        _write(scratch, module, prepared)
-        card = model_card(
-            recipe, prepared, read_trainer(checkpoint), parameter_count(module),
-            own_code=module.backbone.recurrent or bool(module.head.export_settings()),
-        )  # fmt: skip
-        (scratch / "README.md").write_text(card, encoding="utf-8")
-        difference = _prove(scratch, module, recipe, prepared)
+        parameters, expected = _build(scratch, recipe, prepared, checkpoint)
+        # The trained module is gone by now: two models at once are more memory than one needs.
+        difference = _prove(scratch, expected, recipe, prepared)
         os.rename(scratch, folder)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     counts = {
         "checkpoint": checkpoint.name,
-        "parameters": parameter_count(module),
+        "parameters": parameters,
         "max_log_prob_difference": difference,
         "seconds": round(time.monotonic() - started, 3),
     }
@@ -104,26 +83,45 @@ def export_model(recipe: Recipe) -> StageOutput:
 
 def load_trained(recipe: Recipe, prepared: Prepared, checkpoint: Path) -> TrainModule:
     """The trained module on the CPU in fp32 and eval mode; DataError when it does not fit."""
-    found = read_trainer(checkpoint)["tokenizer_fingerprint"]
+    trainer = read_trainer(checkpoint)
+    found = trainer["tokenizer_fingerprint"]
     if found != prepared.tokenizer_fingerprint:
         raise DataError(
             f"{checkpoint} was trained with tokenizer {found[:12]}, {prepared.folder} holds "
             f"{prepared.tokenizer_fingerprint[:12]}: set data.folder to the data of the run"
         )
+    weights = read_weights(checkpoint)
     module = build_module(recipe, prepared)
     try:
-        module.load_state_dict(read_weights(checkpoint), strict=True)
+        module.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         problems = f"{' '.join(str(error).split()):.400}"
         hint = "use the recipe of the run (its config.yaml)"
         raise DataError(f"{checkpoint} does not fit recipe.model: {problems}; {hint}") from None
     module.head.load_plugin_state(load_tensors(checkpoint / "plugins" / "head.safetensors"))
     module.head.settle()
-    module.head.begin_step(Clock(**read_trainer(checkpoint)["clock"]))
+    module.head.begin_step(Clock(**trainer["clock"]))
     return module.eval()
 
 
-def _write(folder: Path, module: TrainModule, prepared: Prepared) -> None:
+def _build(
+    folder: Path, recipe: Recipe, prepared: Prepared, checkpoint: Path
+) -> tuple[int, Tensor]:
+    """Write the folder; gives the number of parameters and what the trained module says to the
+    probe, log-probabilities (rows, tokens, vocabulary)."""
+    module = load_trained(recipe, prepared, checkpoint)
+    _write(folder, module, prepared, recipe.export.max_shard_size)
+    parameters = parameter_count(module)
+    write_cards(
+        folder, recipe, prepared, read_trainer(checkpoint), parameters,
+        own_code=module.backbone.recurrent or bool(module.head.export_settings()),
+    )  # fmt: skip
+    with torch.no_grad():
+        hidden, _ = module.backbone(_probe_ids(prepared, recipe.batch.window_tokens), None, None)
+        return parameters, module.head.log_prob(hidden)
+
+
+def _write(folder: Path, module: TrainModule, prepared: Prepared, max_shard_size: str) -> None:
     """Model, code where it needs some, and tokenizer."""
     model: Any = module.backbone.causal_lm
     # The tokenizer decides how a document ends; None for bytes, whose framing is plain text.
@@ -131,14 +129,13 @@ def _write(folder: Path, module: TrainModule, prepared: Prepared) -> None:
     model.config.bos_token_id = model.config.eos_token_id = end
     model.generation_config = GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end)
     if module.backbone.recurrent:
-        model.config.auto_map = dict(_AUTO_MAP)
-        for name in _MLSTM_FILES:
-            shutil.copyfile(Path(mlstm.__file__).with_name(name), folder / name)
+        model.config.auto_map = dict(MLSTM_AUTO_MAP)
+        write_mlstm_code(folder)
     else:
         model.config.use_cache = True  # off while training, where it would only cost memory
     if settings := module.head.export_settings():
         model = _scored(folder, model, module.head, settings)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
     _write_tokenizer(folder, prepared, module.backbone.recurrent)
 
 
@@ -146,14 +143,13 @@ def _scored(folder: Path, model: Any, head: Head, settings: dict[str, Any]) -> A
     """The model with its head's scores in the place of its logits, and the code for others."""
     # A copy: `transformers` changes the settings of a model that becomes a part of another.
     own = copy.deepcopy(model.config)
-    config = ScoredConfig(own, **settings, auto_map=dict(_SCORED_AUTO_MAP))
+    config = ScoredConfig(own, **settings, auto_map=dict(SCORED_AUTO_MAP))
     config.bos_token_id = config.eos_token_id = model.config.eos_token_id
     whole = ScoredForCausalLM(config, model)
     whole.generation_config = model.generation_config
     if isinstance(head, AdaptiveHead):
         whole.adaptive = head.softmax
-    for name in _SCORED_FILES:
-        shutil.copyfile(Path(scored.__file__).with_name(name), folder / name)
+    write_scored_code(folder)
     return whole
 
 
@@ -166,19 +162,19 @@ def _write_tokenizer(folder: Path, prepared: Prepared, recurrent: bool) -> None:
     write_manifest(folder / "tokenizer_config.json", config)
 
 
-def _prove(folder: Path, module: TrainModule, recipe: Recipe, prepared: Prepared) -> float:
+def _prove(folder: Path, expected: Tensor, recipe: Recipe, prepared: Prepared) -> float:
     """The largest difference of log-probabilities in nats; DataError above the tolerance."""
     register_models()
     _prove_tokenizer(folder, prepared.tokenizer())
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
     ).eval()
-    ids = _probe_ids(prepared, recipe.batch.window_tokens)
     with torch.no_grad():
-        hidden, _ = module.backbone(ids, None, None)
-        expected = module.head.log_prob(hidden)
-        found = model(input_ids=ids).logits.float().log_softmax(dim=-1)
-    difference = float((found - expected).abs().max())
+        found = model(input_ids=_probe_ids(prepared, recipe.batch.window_tokens)).logits
+    # A few tokens at a time: a large vocabulary's would be as large as a model.
+    pairs = zip(*(values.flatten(0, 1).split(64) for values in (found, expected)), strict=True)
+    differences = [(f.float().log_softmax(dim=-1) - e).abs().max() for f, e in pairs]
+    difference = float(torch.stack(differences).max())
     # Written so that a NaN is refused too.
     if not difference <= recipe.export.tolerance:
         raise DataError(

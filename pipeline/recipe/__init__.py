@@ -25,7 +25,7 @@ from pipeline.recipe.checkpoint import CheckpointConfig
 from pipeline.recipe.engine import EngineConfig
 from pipeline.recipe.evaluation import EvalConfig
 from pipeline.recipe.export import ExportConfig
-from pipeline.recipe.finetune import FinetuneConfig
+from pipeline.recipe.finetune import FinetuneConfig, FinetuneRecipe
 from pipeline.recipe.grid import GridConfig
 from pipeline.recipe.head import HeadConfig, SoftmaxHeadConfig
 from pipeline.recipe.model import MLSTMConfig, ModelConfig
@@ -84,6 +84,20 @@ class Recipe(Section):
         return Path(self.export.folder) if self.export.folder else self.run_folder / "export"
 
     @property
+    def finetuning(self) -> FinetuneConfig | None:
+        """The `finetune` section with what it leaves to the rest of the recipe filled in."""
+        section = self.finetune
+        if section is None:
+            return None
+        given = {
+            "model": section.model or str(self.export_folder),
+            "folder": section.folder or str(self.run_folder / "finetune"),
+            "clean": section.clean or self.data.clean,
+            "seed": self.run.seed if section.seed is None else section.seed,
+        }
+        return section.model_copy(update=given)
+
+    @property
     def recurrent(self) -> bool:
         """Recurrent models read lanes and carry a state; the others read shuffled windows."""
         return isinstance(self.model, MLSTMConfig)
@@ -130,6 +144,15 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     recipe: Recipe = validate(Recipe, tree, "")
     _cross_check(recipe)
     return recipe
+
+
+def load_finetuning(path: str | Path, overrides: Sequence[str] = ()) -> FinetuneConfig | None:
+    """The section of a recipe that holds a `finetune:` section and nothing else; None for another
+    recipe. RecipeError names every problem found."""
+    tree = read_tree(path, overrides)
+    if set(tree) != {"finetune"}:
+        return None
+    return validate(FinetuneRecipe, tree, "").finetune
 
 
 def load_grid(path: str | Path) -> GridConfig:

@@ -12,7 +12,13 @@ class ExportConfig(Section):
 
     folder: str | None = Field(default=None, description="target; null = RUN_FOLDER/export")
     checkpoint: str | None = Field(
-        default=None, description="checkpoint folder name such as global_step100; null = the latest"
+        default=None,
+        description="checkpoint folder name such as global_step100; null = the latest",
+    )
+    max_shard_size: str = Field(
+        default="5GB",
+        pattern=r"^[1-9][0-9]*(KB|MB|GB)$",
+        description="largest file of weights; a larger model is cut into several and an index",
     )
     tolerance: float = Field(
         default=1e-4,

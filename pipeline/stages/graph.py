@@ -58,8 +58,15 @@ def _evaluate_inputs(recipe: Recipe) -> list[Path]:
 
 
 def _finetune_inputs(recipe: Recipe) -> list[Path]:
-    assert recipe.finetune is not None
-    return [*_stage("export")(recipe), Path(recipe.finetune.path)]
+    section = recipe.finetune
+    assert section is not None
+    model = [Path(section.model) / "config.json"] if section.model else _stage("export")(recipe)
+    return model + [file for path in section.data_files.values() for file in _files_in(path)]
+
+
+def _files_in(path: Path) -> list[Path]:
+    """The path itself, or the files of a folder."""
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
 def _report_inputs(recipe: Recipe) -> list[Path]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
+from typing import TypeVar
 
 from data_prep.errors import PipelineError, RecipeError
 from data_prep.manifest import (
@@ -20,8 +21,10 @@ from data_prep.manifest import (
 from data_prep.plan import prepare_status
 from data_prep.prepare import prepare_tree
 from pipeline.recipe import Recipe
-from pipeline.run_folder import RunFolder
+from pipeline.run_folder import RunFolder, StageOutput
 from pipeline.stages.graph import STAGES, Stage
+
+T = TypeVar("T")
 
 ALL = ("prepare", *(stage.name for stage in STAGES))
 
@@ -52,20 +55,48 @@ def run_prepare(recipe: Recipe) -> None:
 
 
 def run_stage(stage: Stage, recipe: Recipe, *, verify: bool = False) -> None:
-    """One stage, unless it is current. Its old outputs are moved aside, never overwritten."""
+    """One stage, unless it is current. Its old outputs are moved aside, never overwritten.
+
+    A launcher may have started several processes for the work: what is around it one of them does.
+    """
+    if not _once(lambda: _begin(stage, recipe, verify)):
+        return
+    inputs = [FileRecord.of(path) for path in stage.inputs(recipe)]
+    began = perf_counter()
+    output = stage.work(recipe)
+    _once(lambda: _end(stage, recipe, inputs, output, perf_counter() - began))
+
+
+def _once(work: Callable[[], T]) -> T:
+    """The result of `work` on every process of a launcher, done by the first. Collective."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return work()
+    from pipeline.finetune.processes import start_accelerator
+    from pipeline.ranks import from_rank0
+
+    start_accelerator()
+    return from_rank0(work)
+
+
+def _begin(stage: Stage, recipe: Recipe, verify: bool) -> bool:
+    """Whether the stage must run; then its way is free."""
     reason = status_of(stage, recipe, verify=verify)
     if reason is None:
         print(f"{stage.name:<9} up to date")
-        return
+        return False
     for path in stage.inputs(recipe):
         if not path.is_file():
             raise RecipeError(_missing(stage, path))
     stage.check(recipe)
     print(f"{stage.name:<9} running ({reason})")
     move_aside(stage, recipe)
-    inputs = [FileRecord.of(path) for path in stage.inputs(recipe)]
-    began = perf_counter()
-    output = stage.work(recipe)
+    return True
+
+
+def _end(
+    stage: Stage, recipe: Recipe, inputs: list[FileRecord], output: StageOutput, seconds: float
+) -> None:
+    """The manifest, which makes the stage a finished one."""
     manifest = stage.manifest(recipe)
     manifest.parent.mkdir(parents=True, exist_ok=True)
     write_manifest(
@@ -76,14 +107,14 @@ def run_stage(stage: Stage, recipe: Recipe, *, verify: bool = False) -> None:
             inputs,
             [_record(path, manifest.parent) for path in _files(output.outputs)],
             counts=output.counts,
-            seconds=round(perf_counter() - began, 3),
+            seconds=round(seconds, 3),
             belongs=[
                 os.path.relpath(path, manifest.parent) for path in output.belongs or output.outputs
             ],
             versions=versions("torch", "deepspeed", "transformers", "tokenizers", "numpy"),
         ),
     )
-    print(f"{stage.name:<9} done in {perf_counter() - began:.1f} s")
+    print(f"{stage.name:<9} done in {seconds:.1f} s")
 
 
 def status_of(stage: Stage, recipe: Recipe, *, verify: bool = False) -> str | None:

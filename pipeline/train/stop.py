@@ -24,8 +24,13 @@ class StopRequest:
         self._signal = 0
         self._asked = ""
         self.reason = ""
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, self._caught)
+        caught = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+        self._before = {number: signal.signal(number, self._caught) for number in caught}
+
+    def release(self) -> None:
+        """Give the signals back to whoever had them before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
         if self._signal:  # a second request: leave at once

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from data_prep.errors import DataError, RecipeError
 from data_prep.manifest import FileRecord
 from data_prep.shards import Prepared
 from data_prep.tokenizers import load_tokenizer
 from pipeline.export import hf
+from pipeline.export.card import hub_licence
 from pipeline.export.hf import export_model
 from pipeline.export.register import register_models
 from pipeline.export.weights import read_weights
@@ -89,6 +90,18 @@ def trained_log_probs(module: TrainModule, ids: torch.Tensor) -> torch.Tensor:
         return module.head.log_prob(module.backbone(ids, None, None)[0])
 
 
+def elsewhere(program: str, export: Path, folder: Path) -> str:
+    """The last line that a program says in a process that does not find this project."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(folder / "hf"), "HF_MODULES_CACHE": str(folder / "modules")}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(export)],
+        capture_output=True, text=True, cwd=folder, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
 def test_the_export_is_the_trained_model(run: tuple[Recipe, TrainModule]) -> None:
     recipe, module = run
     output = export_model(recipe)
@@ -143,6 +156,53 @@ def test_the_model_card_states_what_was_trained(run: tuple[Recipe, TrainModule])
     assert card.startswith("---\nlicense: other\n")
     assert "6 steps on 768 tokens" in card  # 48 instances of 16 tokens
     assert f"{train['documents']:,} documents" in card and f"{train['bytes']:,} bytes" in card
+    assert "| corpus.jsonl | unknown |" in card and str(recipe.data.folder) not in card
+    data_card = (Path(recipe.data.folder) / "README.md").read_text()
+    assert (recipe.export_folder / "data_card.md").read_text() == data_card
+
+
+def test_the_licence_is_that_of_the_text() -> None:
+    assert hub_licence({"CC0-1.0"}) == "cc0-1.0"
+    assert hub_licence({"CC0-1.0", "MIT"}) == hub_licence({"none stated"}) == "other"
+
+
+def test_stock_tools_take_a_stock_architecture(tmp_path: Path) -> None:
+    """In a process that has none of our code and is allowed to run none."""
+    recipe = load_recipe(write_recipe(tmp_path, "gpt2"))
+    make_checkpoint(recipe)
+    export_model(recipe)
+    program = (
+        "import importlib.util, json, sys\n"
+        "from transformers import AutoModelForSequenceClassification, pipeline\n"
+        "assert importlib.util.find_spec('pipeline') is None\n"
+        "write = pipeline('text-generation', sys.argv[1])\n"
+        "text = write('the tea', max_new_tokens=4, do_sample=False)[0]['generated_text']\n"
+        "model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], num_labels=3)\n"
+        "print(json.dumps([text, model.score.out_features]))\n"
+    )
+    text, classes = json.loads(elsewhere(program, recipe.export_folder, tmp_path))
+    assert text.startswith("the tea") and classes == 3
+    assert not list(recipe.export_folder.glob("*.py"))
+    assert "trust_remote_code" not in (recipe.export_folder / "README.md").read_text()
+
+
+def test_a_large_model_is_cut_into_files(run: tuple[Recipe, TrainModule]) -> None:
+    recipe, _ = run
+    small = recipe.export.model_copy(update={"max_shard_size": "10KB"})
+    output = export_model(recipe.model_copy(update={"export": small}))
+    files = sorted(recipe.export_folder.glob("model-*-of-*.safetensors"))
+    index = json.loads((recipe.export_folder / "model.safetensors.index.json").read_text())
+    assert len(files) > 1 and {*index["weight_map"].values()} == {file.name for file in files}
+    assert output.counts["max_log_prob_difference"] <= recipe.export.tolerance
+
+
+def test_generation_by_the_pipeline_of_transformers(run: tuple[Recipe, TrainModule]) -> None:
+    recipe, _ = run
+    export_model(recipe)
+    register_models()
+    write = pipeline("text-generation", str(recipe.export_folder))
+    text = write("the tea", max_new_tokens=5, do_sample=False)[0]["generated_text"]
+    assert text.startswith("the tea")
 
 
 def test_generation_goes_on_from_its_state(run: tuple[Recipe, TrainModule]) -> None:
@@ -171,14 +231,7 @@ def test_others_load_the_mlstm_with_its_own_code(tmp_path: Path) -> None:
         "    logits = model.eval()(input_ids=torch.tensor([[10, 32, 116, 101, 97]])).logits\n"
         "print(json.dumps(logits.log_softmax(-1).tolist()))\n"
     )
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment |= {"HF_HOME": str(tmp_path / "hf"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(recipe.export_folder)],
-        capture_output=True, text=True, cwd=tmp_path, env=environment,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = torch.tensor(json.loads(done.stdout.splitlines()[-1]))
+    found = torch.tensor(json.loads(elsewhere(program, recipe.export_folder, tmp_path)))
     expected = trained_log_probs(module, torch.tensor([[10, 32, 116, 101, 97]]))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
@@ -199,8 +252,8 @@ def test_a_model_that_differs_gets_no_folder(
     recipe, _ = run
     write = hf._write
 
-    def write_another(folder: Path, module: TrainModule, prepared: Prepared) -> None:
-        write(folder, module, prepared)
+    def write_another(folder: Path, module: TrainModule, *given: Any) -> None:
+        write(folder, module, *given)
         with torch.no_grad():
             module.backbone.output_weight().mul_(1.1)  # type: ignore[union-attr]
 

@@ -256,3 +256,37 @@ def test_sizes_follow_the_recipe(backbone: MLSTMBackbone) -> None:
     vectors = 2 * (h + h + 4 * h + 4 * h + 4 * h)  # gains and biases
     assert backbone.flops(16) == (2 * matrices, 0, 0)
     assert parameter_count(backbone) == matrices + vectors + 256 * e + 256 * h + 256
+
+
+def test_token_by_token_is_the_window_and_changed_weights_are_seen() -> None:
+    network = make(layers=2).eval()
+    x = torch.randn(3, 6, 3, dtype=torch.float64)
+
+    def alone() -> Tensor:
+        state, found = None, []
+        with torch.no_grad():
+            for step in x.split(1, dim=1):
+                hidden, state = network(step, state)
+                found.append(hidden)
+        return torch.cat(found, dim=1)
+
+    before = alone()
+    torch.testing.assert_close(before, network(x)[0])  # with autograd: the window
+    changes = (
+        lambda: network.layers[0].w_mh.v.data.mul_(1.5),
+        lambda: network.layers[1].w_h.g.mul_(1.5),
+        lambda: network.load_state_dict(make(layers=2, seed=7).state_dict()),
+    )
+    for change in changes:
+        with torch.no_grad():
+            change()
+        network.train()  # what a write through .data is told by
+        network.eval()
+        after = alone()
+        assert not torch.equal(before, after)
+        torch.testing.assert_close(after, network(x)[0])
+        before = after
+    with torch.no_grad():
+        network.layers[0].bias.add_(1.0)
+        network.layers[0].w_x.g.mul_(2.0)
+    torch.testing.assert_close(alone(), network(x)[0])  # told by the version of the weight alone

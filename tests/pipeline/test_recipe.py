@@ -13,12 +13,13 @@ from pydantic import BaseModel
 from data_prep.errors import RecipeError
 from data_prep.recipe.loader import describe
 from data_prep.recipe.section import SECTION_NAMES
-from pipeline.recipe import Recipe, load_grid, load_recipe
+from pipeline.recipe import Recipe, load_finetuning, load_grid, load_recipe
 from pipeline.stages.study import expand
 from tests.pipeline.tiny import recipe_tree
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+FINETUNINGS = sorted((ROOT / "recipes" / "finetune").glob("*.yaml"))
 STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
 
 
@@ -43,6 +44,17 @@ def test_a_recipe_that_ships_loads(path: Path) -> None:
 
 def test_recipes_ship() -> None:
     assert {"demo_mlstm", "demo_transformer"} <= {path.stem for path in RECIPES}
+
+
+@pytest.mark.parametrize("path", FINETUNINGS, ids=lambda path: path.stem)
+def test_a_finetuning_that_ships_loads(path: Path) -> None:
+    section = load_finetuning(path)
+    assert section is not None and section.folder == f"runs/{path.stem}/finetune"
+
+
+def test_finetunings_ship() -> None:
+    found = {path.stem for path in FINETUNINGS}
+    assert {"sst2", "imdb", "amazon_polarity", "own_csv"} <= found
 
 
 def test_every_study_that_ships_expands(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +177,7 @@ def test_only_the_mlstm_is_recurrent(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["mlstm", "gpt2"])
 def test_the_resolved_recipe_reads_back_as_itself(tmp_path: Path, kind: str) -> None:
     changes = {"optim__lr": 1e-5, "batch__skip_instances": [[0, 8]], "run__name": "010"}
-    changes |= {"eval__prompts": ["no", "1:30", "naïve\n "], "finetune": {"path": "a.csv"}}
+    changes |= {"eval__prompts": ["no", "1:30", "naïve\n "], "finetune": {"train": "a.csv"}}
     recipe = load_recipe(write(tmp_path, kind, **changes))
     again = tmp_path / "again.yaml"
     again.write_text(recipe.to_yaml(), encoding="utf-8")

@@ -11,6 +11,7 @@ al. 2018. The state is carried from window to window by the caller, never kept i
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,9 +75,17 @@ class MultiplicativeLSTMLayer(nn.Module):
         with torch.no_grad():
             self.bias[hidden : 2 * hidden] += forget_bias
         self._pool = Pool()
+        self._ready: tuple[Any, tuple[Tensor, Tensor, Tensor]] | None = None
         self.recomputes = False
 
+    def train(self, mode: bool = True) -> MultiplicativeLSTMLayer:
+        self._ready = None
+        return super().train(mode)
+
     def forward(self, x: Tensor, state: Tensor, resets: Tensor | None) -> tuple[Tensor, Tensor]:
+        alone = x.shape[1] == 1 and x.device.type == "cpu" and resets is None
+        if alone and not self.training and not torch.is_grad_enabled():
+            return self._step(x[:, 0], state)
         weights = (self.w_mx(), self.w_x(), self.bias, self.w_mh(), self.w_h())
         c, h = state.unbind(1)
         steps_first = x.transpose(0, 1).contiguous()
@@ -93,6 +102,26 @@ class MultiplicativeLSTMLayer(nn.Module):
             h = part[:, -1]
             parts.append(part)
         return torch.cat(parts, dim=1), torch.stack([c, h], dim=1)
+
+    def _step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """One token in generation: x (B, E) -> h (B, 1, H) and the state."""
+        w_mx, w_mh, w_z = self._ready_weights()
+        c, h = state.unbind(1)
+        m = nn.functional.linear(x, w_mx) * nn.functional.linear(h, w_mh)
+        z = nn.functional.linear(torch.cat([m, x], dim=1), w_z, self.bias)
+        i, f, o, u = z.chunk(4, dim=1)
+        c = f.sigmoid() * c + i.sigmoid() * u.tanh()
+        h = o.sigmoid() * c.tanh()
+        return h.unsqueeze(1), torch.stack([c, h], dim=1)
+
+    def _ready_weights(self) -> tuple[Tensor, Tensor, Tensor]:
+        """w_mx, w_mh and [w_h w_x], kept from token to token: making them costs several times what
+        a token does. Made again when a weight was replaced or written to."""
+        key = [(id(p), p.data_ptr(), p._version) for p in self.parameters()]
+        if self._ready is None or self._ready[0] != key:
+            w_z = torch.cat([self.w_h(), self.w_x()], dim=1)
+            self._ready = key, (self.w_mx(), self.w_mh(), w_z)
+        return self._ready[1]
 
 
 class NormedMatrix(nn.Module):
