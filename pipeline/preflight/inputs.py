@@ -34,7 +34,7 @@ def evaluation_files(recipe: Recipe) -> str:
     """Files that are read when training is over, hours from now."""
     files = recipe.evaluation_files()
     if recipe.finetune is not None:
-        files["finetune.path"] = Path(recipe.finetune.path)
+        files["finetune.train"] = Path(recipe.finetune.train)
     for key, path in files.items():
         if not path.is_file():
             raise RecipeError(f"{key}: {path} does not exist (seen from {Path.cwd()})")
