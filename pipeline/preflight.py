@@ -16,16 +16,14 @@ from pathlib import Path
 from data_prep.errors import DataError, PipelineError, RecipeError
 from data_prep.manifest import versions
 from pipeline.models.build import parameter_count
-from pipeline.optim.registry import optimizer_class
 from pipeline.plan.memory import memory_of, meta_module
 from pipeline.recipe import Recipe
-from pipeline.recipe.deepspeed import derive_deepspeed, template_path
+from pipeline.recipe.deepspeed import template_path
 from pipeline.recipe.sparsity import MixedConfig
 from pipeline.sparsity.design import Design, design
 from pipeline.train.checkpoint import resolve_resume
-from pipeline.train.engine import check_config
 from pipeline.train.module import TrainModule
-from pipeline.train.start import check_prepared, run_dtype
+from pipeline.train.start import check_prepared, engine_config, run_dtype
 
 _GIB = 2**30
 
@@ -34,15 +32,12 @@ def dry_run(recipe: Recipe) -> None:
     """Validate recipe and DeepSpeed JSON and build the model on the meta device."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     dtype = run_dtype(recipe)
-    optimizer_class(recipe.optim.name, recipe.engine.zero_stage)
-    config = derive_deepspeed(recipe, world_size, dtype)
-    check_config(config, template_path(recipe))
+    config = engine_config(recipe, world_size, dtype)
     module = meta_module(recipe)
     batch = recipe.batch
     print(f"recipe           {recipe.run.name}: valid")
-    print(
-        f"DeepSpeed JSON   {template_path(recipe)}: valid, ZeRO {recipe.engine.zero_stage}, {dtype}"
-    )
+    made_from = "no DeepSpeed" if config is None else f"{template_path(recipe)}: valid"
+    print(f"engine           {made_from}, {recipe.engine.label}, {dtype}")
     print(
         f"batch            {batch.global_batch} = {world_size} devices x {batch.micro_batch} "
         f"micro-batch x {recipe.accumulation(world_size)} accumulation, "
@@ -92,9 +87,7 @@ def _versions() -> str:
 
 
 def _recipe(recipe: Recipe) -> str:
-    optimizer_class(recipe.optim.name, recipe.engine.zero_stage)
-    config = derive_deepspeed(recipe, 1, run_dtype(recipe))
-    check_config(config, template_path(recipe))
+    engine_config(recipe, 1, run_dtype(recipe))
     module = meta_module(recipe)
     if isinstance(recipe.sparsity, MixedConfig):
         _design(recipe, module)

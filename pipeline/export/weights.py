@@ -2,7 +2,8 @@
 
 From stage 1 on DeepSpeed's own converter puts the fp32 masters of all ranks together. Stage 0 keeps
 the whole module in one file; in half precision those are the rounded weights that the forward pass
-used, since the masters beside them carry no names.
+used, since the masters beside them carry no names. DistributedDataParallel's engine keeps fp32
+masters by name.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from data_prep.errors import DataError
 from pipeline.train.state import read_trainer
 
 _WHOLE_MODULE = "mp_rank_00_model_states.pt"
+_DDP_WEIGHTS = "weights.pt"
 
 
 def read_weights(checkpoint: Path) -> dict[str, Tensor]:
@@ -40,6 +42,8 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def _whole(checkpoint: Path) -> dict[str, Tensor]:
+    if (checkpoint / _DDP_WEIGHTS).is_file():
+        return torch.load(checkpoint / _DDP_WEIGHTS, map_location="cpu", weights_only=True)
     # The file also holds optimizer state as plain Python objects, which weights_only would refuse.
     content = torch.load(checkpoint / _WHOLE_MODULE, map_location="cpu", weights_only=False)
     return content["module"]

@@ -155,8 +155,8 @@ class DeepSpeedEngine:
         zero_state.discard_gradients(self._ds, self._stage)
 
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
-        """No reduction inside; a no-op from stage 2 on, where gradients are partitioned at once."""
-        return self._ds.no_sync() if self._stage < 2 else contextlib.nullcontext()
+        """Nothing to do: `last` says it in backward, the only place where DeepSpeed reduces."""
+        return contextlib.nullcontext()
 
     def set_lr(self, lr: float) -> None:
         self.lr = lr

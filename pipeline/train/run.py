@@ -232,8 +232,8 @@ class TrainingRun:
     # Saving and restoring ---------------------------------------------------------------------
 
     @property
-    def _layout(self) -> dict[str, int]:
-        return {"zero_stage": self.recipe.engine.zero_stage, "world_size": world_size()}
+    def _layout(self) -> dict[str, Any]:
+        return state.layout(self.recipe, world_size())
 
     def save(self) -> Path:
         """Write checkpoint `global_step{applied}`. Collective."""

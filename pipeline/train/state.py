@@ -44,6 +44,19 @@ def identity(recipe: Recipe, prepared: Prepared, dtype: str) -> dict[str, Any]:
     }
 
 
+# What a checkpoint that does not say was saved with.
+_OLDER_LAYOUT = {"engine": "deepspeed", "comm_hook": "none"}
+
+
+def layout(recipe: Recipe, world_size: int) -> dict[str, Any]:
+    """What decides which files a checkpoint has, and which rank owns which."""
+    engine = recipe.engine
+    return {
+        "engine": engine.kind, "comm_hook": engine.comm_hook, "zero_stage": engine.zero_stage,
+        "world_size": world_size,
+    }  # fmt: skip
+
+
 def differences(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
     """`key: saved -> now` for every leaf that differs."""
     lines = []
@@ -79,10 +92,11 @@ def check_fits(
     trainer = read_trainer(folder)
     saved = _with_newer_keys(trainer["identity"], recipe)
     lines = differences(saved, identity(recipe, prepared, dtype))
-    layout = {"zero_stage": recipe.engine.zero_stage, "world_size": world_size}
-    # DeepSpeed shards its files by rank from stage 1 on; a stage-0 checkpoint fits any world.
-    if trainer["layout"]["zero_stage"] or layout["zero_stage"]:
-        lines += differences(trainer["layout"], layout)
+    was, now = _OLDER_LAYOUT | trainer["layout"], layout(recipe, world_size)
+    # Where no rank owns a part of it, a checkpoint fits any number of ranks.
+    same_kind = all(was[key] == now[key] for key in now if key != "world_size")
+    if recipe.engine.bound_to_ranks or not same_kind:
+        lines += differences(was, now)
     if lines:
         raise RecipeError(
             f"{folder} cannot be resumed with this recipe:\n  "

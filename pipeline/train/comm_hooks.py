@@ -1,0 +1,108 @@
+"""PyTorch's communication hooks by key: what DistributedDataParallel does with a full bucket.
+
+PowerSGD (Vogels et al. 2019, arXiv 1905.13727) sends factors of each gradient and keeps the error
+for the next step. Post-local SGD (Lin et al. 2018, arXiv 1808.07217) exchanges gradients for some
+steps, then none: every rank trains weights of its own, which are averaged every few updates.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks import (
+    default_hooks,
+    post_localSGD_hook,
+    powerSGD_hook,
+)
+from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.recipe.engine import EngineConfig
+
+_REMEMBERED = ("error_dict", "p_memory_dict", "q_memory_dict")
+
+
+class CommHook:
+    """The exchange as torch does it, or in half precision; remembers nothing."""
+
+    def __init__(self, section: EngineConfig) -> None:
+        self._section = section
+
+    def register(self, ddp: DistributedDataParallel) -> None:
+        """Before the first step. Collective."""
+        if self._section.comm_hook == "fp16":
+            ddp.register_comm_hook(None, default_hooks.fp16_compress_hook)
+        elif self._section.comm_hook == "bf16":
+            ddp.register_comm_hook(None, default_hooks.bf16_compress_hook)
+
+    @property
+    def local(self) -> bool:
+        """Whether ranks have weights of their own from here on."""
+        return False
+
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """What is left to exchange when the optimizer has moved the weights. Collective."""
+
+    def state(self) -> dict[str, Any]:
+        """What this rank must remember: plain values and tensors; empty where it is nothing."""
+        return {}
+
+    def load_state(self, state: dict[str, Any], device: torch.device) -> None:
+        """Restore what `state` gave."""
+
+
+class PowerSGD(CommHook):
+    """Factors of rank `powersgd_rank`, started warm, with feedback of the error."""
+
+    def register(self, ddp: DistributedDataParallel) -> None:
+        self._powersgd = powerSGD_hook.PowerSGDState(
+            process_group=None,
+            matrix_approximation_rank=self._section.powersgd_rank,
+            start_powerSGD_iter=self._section.hook_after_steps,
+            # A row or column of zeros, such as a token that no text holds, has no direction.
+            orthogonalization_epsilon=1e-8,
+        )
+        ddp.register_comm_hook(self._powersgd, powerSGD_hook.powerSGD_hook)
+
+    def state(self) -> dict[str, Any]:
+        kept = {name: getattr(self._powersgd, name) for name in _REMEMBERED}
+        return {"iter": self._powersgd.iter, **kept}
+
+    def load_state(self, state: dict[str, Any], device: torch.device) -> None:
+        self._powersgd.iter = state["iter"]
+        for name in _REMEMBERED:
+            tensors = {bucket: tensor.to(device) for bucket, tensor in state[name].items()}
+            setattr(self._powersgd, name, tensors)
+
+
+class PostLocalSGD(CommHook):
+    """No exchange of gradients once it has begun, an average of weights every `local_steps`."""
+
+    def register(self, ddp: DistributedDataParallel) -> None:
+        begins = self._section.hook_after_steps
+        self._hook = post_localSGD_hook.PostLocalSGDState(
+            None, dist.group.WORLD, begins, post_local_gradient_allreduce=False
+        )
+        self._averager = PeriodicModelAverager(self._section.local_steps, warmup_steps=begins)
+        ddp.register_comm_hook(self._hook, post_localSGD_hook.post_localSGD_hook)
+
+    @property
+    def local(self) -> bool:
+        return bool(self._hook.iter >= self._section.hook_after_steps)
+
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self._averager.average_parameters(optimizer.param_groups)
+
+    def state(self) -> dict[str, Any]:
+        return {"iter": self._hook.iter, "averager_step": self._averager.step}
+
+    def load_state(self, state: dict[str, Any], device: torch.device) -> None:
+        self._hook.iter, self._averager.step = state["iter"], state["averager_step"]
+
+
+def build_hook(section: EngineConfig) -> CommHook:
+    """The hook that `engine.comm_hook` names."""
+    kinds = {"powersgd": PowerSGD, "post_local_sgd": PostLocalSGD}
+    return kinds.get(section.comm_hook, CommHook)(section)
