@@ -19,6 +19,7 @@ _SECOND = "it needs a second backward pass through the first, which ZeRO does no
 _AVERAGED = "it keeps two sets of weights and has to be told which one is looked at"
 _INSIDE = "it updates weights inside the backward pass, where nothing is accumulated or reduced yet"
 _MATRICES = "it takes matrices only; muon has AdamW beside it for the rest"
+_NO_RATIO = "its 8-bit update leaves out the ratio of norms that is the method"
 # Why these names are no choice here.
 _UNFIT = {
     "lbfgs": _TWICE, "bsam": _TWICE, "alig": _TWICE,
@@ -29,6 +30,7 @@ _UNFIT = {
     "adahessian": _SECOND, "sophiah": _SECOND,
     "schedulefreesgd": _AVERAGED, "schedulefreeadamw": _AVERAGED, "schedulefreeradam": _AVERAGED,
     "lomo": _INSIDE, "adalomo": _INSIDE,
+    "bnb_lamb8bit": _NO_RATIO, "bnb_lars8bit": _NO_RATIO,
 }  # fmt: skip
 
 # Every weight for itself, whatever tensor it lies in; torch's are so but for two. Others look at a
@@ -44,7 +46,6 @@ _SMALL_STATES = {
     "bnb_": ("bitsandbytes", "bitsandbytes.optim", ("8bit",)),
     "ao_": ("torchao", "torchao.optim", ("8bit", "4bit", "fp8")),
 }
-_BY_LAYER = ("lamb", "lars")
 
 
 def has_small_states(name: str) -> bool:
@@ -74,9 +75,9 @@ def optimizer_class(name: str, zero_stage: int = 0) -> Any:
 
 
 def _is_elementwise(key: str, own: dict[str, Any]) -> bool:
-    if has_small_states(key):  # rounded in blocks, which may run across matrices
-        return not any(layered in key for layered in _BY_LAYER)
-    return key in _ELEMENTWISE or (key in own and key not in _OF_MATRICES)
+    # Rounded in blocks, which may run across matrices.
+    small = has_small_states(key)
+    return small or key in _ELEMENTWISE or (key in own and key not in _OF_MATRICES)
 
 
 def settings_of(made: Any, given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def ds_config(stage: int, dtype: str, clip: float) -> dict[str, Any]:
     }
 
 
-def make_engine(stage: int, dtype: str = "fp32", clip: float = 0.0) -> Any:
+def make_engine(stage: int, dtype: str = "fp32", clip: float = 0.0, config: Any = None) -> Any:
     from deepspeed.accelerator import get_accelerator
 
     from pipeline.recipe.engine import EngineConfig
@@ -55,7 +55,7 @@ def make_engine(stage: int, dtype: str = "fp32", clip: float = 0.0) -> Any:
     optimizer = torch.optim.AdamW(module.parameters(), lr=LR, weight_decay=0.1)
     if stage == DDP:
         return DDPEngine(module, optimizer, EngineConfig(kind="ddp"), dtype, clip)
-    return DeepSpeedEngine(module, optimizer, ds_config(stage, dtype, clip))
+    return DeepSpeedEngine(module, optimizer, config or ds_config(stage, dtype, clip))
 
 
 def accumulate(engine: Any, step: int) -> None:

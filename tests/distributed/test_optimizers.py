@@ -12,6 +12,49 @@ from tests.ranks import run_ranks
 
 SGD = ["optim.name=sgd", "optim.options={momentum: 0.9}", "optim.lr=0.05"]
 LONG = pytest.mark.long
+DDP = ["engine.kind=ddp"]
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [["optim.name=muon"], ["optim.name=soap"], pytest.param(["optim.name=lamb"], marks=LONG),
+     pytest.param(["optim.name=lars", "optim.lr=0.5"], marks=LONG),
+     pytest.param(["optim.name=shampoo", "optim.lr=0.1"], marks=LONG)],
+    ids=str,
+)  # fmt: skip
+def test_those_of_whole_matrices_train_and_resume_on_ddp(
+    tmp_path: Path, optimizer: list[str]
+) -> None:
+    if optimizer != ["optim.name=muon"]:
+        pytest.importorskip("pytorch_optimizer")
+    recipe = str(write_recipe(tmp_path, "mlstm"))
+    run_ranks(1, train_recipe, recipe, ["run.name=one", *DDP, *optimizer], None)
+    run_ranks(2, train_recipe, recipe, ["run.name=two", *DDP, *optimizer], None)
+    straight = losses(tmp_path / "runs/two")
+    assert straight == pytest.approx(losses(tmp_path / "runs/one"), abs=1e-3)
+    assert len(straight) == 6 and straight[-1] < straight[0]
+    run_ranks(2, train_recipe, recipe, ["run.name=cut", *DDP, *optimizer], 3)
+    run_ranks(2, train_recipe, recipe, ["run.name=cut", "run.resume=must", *DDP, *optimizer], None)
+    assert losses(tmp_path / "runs/cut") == straight
+
+
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [("bnb_adamw8bit", "engine.kind=ddp"), ("ao_adamw8bit", "engine.kind=ddp"),
+     pytest.param("bnb_adamw8bit", "engine.zero_stage=2", marks=LONG),
+     pytest.param("ao_adamw8bit", "engine.zero_stage=0", marks=LONG)],
+)  # fmt: skip
+def test_those_of_eight_bits_train_and_resume(tmp_path: Path, name: str, engine: str) -> None:
+    pytest.importorskip({"bnb": "bitsandbytes", "ao": "torchao"}[name.split("_")[0]])
+    recipe = str(write_recipe(tmp_path, "mlstm", model__hidden=64))
+    for run, changes, stop_at in (("exact", ["optim.name=adamw"], None), ("straight", [], None),
+                                  ("cut", [], 3), ("cut", ["run.resume=must"], None)):  # fmt: skip
+        overrides = [f"run.name={run}", f"optim.name={name}", engine, *changes]
+        run_ranks(2, train_recipe, recipe, overrides, stop_at)
+    straight = losses(tmp_path / "runs/straight")
+    assert straight == pytest.approx(losses(tmp_path / "runs/exact"), abs=0.05)
+    assert straight != losses(tmp_path / "runs/exact")
+    assert losses(tmp_path / "runs/cut") == straight
 
 
 @pytest.mark.parametrize(
