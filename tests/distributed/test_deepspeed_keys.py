@@ -45,7 +45,8 @@ def steps(folder: Path, stage: int, zero: dict[str, Any], top: dict[str, Any]) -
 @pytest.mark.parametrize(
     ("stage", "zero", "top", "tolerance"),
     [
-        (2, {"overlap_comm": True, "reduce_bucket_size": 16, "allgather_bucket_size": 16}, {}, EXACT),
+        (2, {"overlap_comm": True, "reduce_bucket_size": 16, "allgather_bucket_size": 16}, {},
+         EXACT),
         (2, {"offload_optimizer": CPU}, {"zero_force_ds_cpu_optimizer": False}, EXACT),
         (3, {"zero_hpz_partition_size": 2}, {}, EXACT),
         (1, {}, {"communication_data_type": "bf16"}, HALF),
