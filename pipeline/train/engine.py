@@ -70,6 +70,17 @@ def check_config(config: dict[str, Any], where: Path) -> None:
             first = error.errors()[0]
             key = ".".join([section, *(str(part) for part in first["loc"])])
             raise RecipeError(f"{where}: {key}: {first['msg']}") from None
+    zero = config["zero_optimization"]
+    if zero.get("round_robin_gradients"):
+        raise RecipeError(
+            f"{where}: zero_optimization.round_robin_gradients: DeepSpeed 0.19.8 orders parameters "
+            "anew and reads full tensors back in the old order: remove it"
+        )
+    if zero.get("zero_quantized_weights") and get_accelerator().device_name() == "cpu":
+        raise RecipeError(
+            f"{where}: zero_optimization.zero_quantized_weights: DeepSpeed quantises on GPUs only, "
+            "and none was found: remove it"
+        )
 
 
 def shut_down() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,47 +11,50 @@ import pytest
 import torch
 from torch import nn
 
-from tests.distributed.training import train_recipe
+from tests.distributed.training import train_recipe, train_recipes
 from tests.pipeline.tiny import losses, write_recipe
 from tests.ranks import run_ranks
 
 LONG = pytest.mark.long
-DDP = "engine.kind=ddp"
+DDP = ["engine.kind=ddp"]
 # Its blocks see other gradients than the masks of dropout would leave them with.
 NO_DROPOUT = ["model.config.resid_pdrop=0", "model.config.embd_pdrop=0"]
 
 
 def trained(
-    folder: Path, kind: str, name: str, *overrides: str, ranks: int = 2, stop_at: int | None = None
-) -> list[float]:
+    folder: Path, kind: str, runs: dict[str, list[str]], resumed: list[str], ranks: int = 2
+) -> list[list[float]]:
+    """Losses of every run by its overrides, and of `resumed`, stopped after three steps."""
     recipe = str(write_recipe(folder, kind))
-    dropout = NO_DROPOUT if kind == "transformer" else []
-    run_ranks(ranks, train_recipe, recipe, [f"run.name={name}", *dropout, *overrides], stop_at)
-    return losses(folder / "runs" / name)
-
-
-def straight_and_resumed(folder: Path, kind: str, *overrides: str) -> tuple[list[float], ...]:
-    straight = trained(folder, kind, "straight", *overrides)
-    trained(folder, kind, "cut", *overrides, stop_at=3)
-    return straight, trained(folder, kind, "cut", *overrides, "run.resume=must")
+    fixed = NO_DROPOUT if kind == "transformer" else []
+    todo: list[tuple[list[str], int | None]] = [
+        ([f"run.name={name}", *fixed, *overrides], None) for name, overrides in runs.items()
+    ]
+    cut = ["run.name=cut", *fixed, *resumed]
+    run_ranks(ranks, train_recipes, recipe, [*todo, (cut, 3), ([*cut, "run.resume=must"], None)])
+    return [losses(folder / "runs" / name) for name in (*runs, "cut")]
 
 
 @pytest.mark.parametrize("kind", ["mlstm", "transformer"])
-def test_it_is_deepspeeds_run_on_any_number_of_ranks_and_resumed(tmp_path: Path, kind: str) -> None:
-    wanted = trained(tmp_path, kind, "deepspeed")
-    straight, resumed = straight_and_resumed(tmp_path, kind, DDP)
+def test_it_is_deepspeeds_run_and_resumes_on_any_number_of_ranks(tmp_path: Path, kind: str) -> None:
+    runs = {"deepspeed": [], "straight": DDP}
+    wanted, straight, resumed = trained(tmp_path, kind, runs, DDP)
     assert straight == pytest.approx(wanted, rel=1e-6)
     assert resumed == straight
     # Its files are whole: fewer ranks go on with them.
-    trained(tmp_path, kind, "fewer", DDP, stop_at=3)
-    fewer = trained(tmp_path, kind, "fewer", DDP, "run.resume=must", ranks=1)
-    assert fewer == pytest.approx(straight, rel=1e-5)
+    half = tmp_path / "runs/cut/checkpoints"
+    shutil.rmtree(half / "global_step6")
+    fixed = NO_DROPOUT if kind == "transformer" else []
+    changes = ["run.name=cut", "run.resume=must", *fixed, *DDP]
+    run_ranks(1, train_recipe, str(write_recipe(tmp_path, kind)), changes)
+    assert losses(tmp_path / "runs/cut") == pytest.approx(straight, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["mlstm", pytest.param("transformer", marks=LONG)])
 def test_bf16_with_fp32_masters_is_deepspeeds_too(tmp_path: Path, kind: str) -> None:
-    wanted = trained(tmp_path, kind, "deepspeed", "precision.dtype=bf16")
-    straight, resumed = straight_and_resumed(tmp_path, kind, DDP, "precision.dtype=bf16")
+    bf16 = [*DDP, "precision.dtype=bf16"]
+    runs = {"deepspeed": bf16[1:], "straight": bf16}
+    wanted, straight, resumed = trained(tmp_path, kind, runs, bf16)
     assert straight == pytest.approx(wanted, abs=2e-2)
     assert resumed == straight
 
@@ -95,8 +100,9 @@ def rank_refused(rank: int, recipe: str, overrides: list[str]) -> str:
                                "model.config.tie_word_embeddings=false"], marks=LONG)],
 )  # fmt: skip
 def test_heads_train_and_resume(tmp_path: Path, head: str, overrides: list[str]) -> None:
-    wanted = trained(tmp_path, "transformer", "deepspeed", *overrides)
-    straight, resumed = straight_and_resumed(tmp_path, "transformer", DDP, *overrides)
+    ddp = [*DDP, *overrides]
+    runs = {"deepspeed": overrides, "straight": ddp}
+    wanted, straight, resumed = trained(tmp_path, "transformer", runs, ddp)
     assert resumed == straight
     assert straight == pytest.approx(wanted, abs=5e-5)
 
@@ -109,9 +115,11 @@ HOOKS = {"fp16": 2e-3, "bf16": 2e-2, "powersgd": 0.2, "post_local_sgd": 0.1}
 
 @pytest.mark.parametrize("hook", HOOKS)
 def test_every_hook_stays_close_and_resumes_to_the_last_bit(tmp_path: Path, hook: str) -> None:
-    changes = [DDP, f"engine.comm_hook={hook}", "engine.hook_after_steps=2", "engine.local_steps=2"]
-    whole = trained(tmp_path, "mlstm", "whole", DDP)
-    straight, resumed = straight_and_resumed(tmp_path, "mlstm", *changes)
+    begins = ["engine.hook_after_steps=2", "engine.local_steps=2"]
+    hooked = [*DDP, f"engine.comm_hook={hook}", *begins]
+    whole, straight, resumed = trained(
+        tmp_path, "mlstm", {"whole": DDP, "straight": hooked}, hooked
+    )
     assert straight == pytest.approx(whole, abs=HOOKS[hook])
     assert straight != whole and straight[-1] < straight[0]
     assert resumed == straight
@@ -161,3 +169,43 @@ def test_a_hooked_gradient_is_near_the_whole_one_but_not_it(
     for whole, whole_equal, hooked, hooked_equal in run_ranks(2, rank_hooked, hook, rest):
         assert 0 < float((hooked - whole).norm()) < share * float(whole.norm())
         assert whole_equal and hooked_equal == equal
+
+
+class Rare(nn.Module):
+    """A branch that only rows above a limit go through, and one that nothing does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.always, self.rare, self.never = (nn.Linear(3, 3) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.always(x)
+        return self.rare(out) if float(x.max()) > 5 else out
+
+
+def rank_rare(rank: int) -> Any:
+    from pipeline.recipe.engine import EngineConfig
+    from pipeline.train.ddp_engine import DDPEngine
+    from pipeline.train.engine import init_distributed
+
+    init_distributed(2)
+    torch.manual_seed(1)
+    module = Rare()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    engine = DDPEngine(module, optimizer, EngineConfig(kind="ddp"), "fp32", 0.0)
+    x = torch.arange(12.0).view(2, 2, 3) / 2  # by micro-batch and rank: 2.5 and below, 5.5
+    for index, micro in enumerate(x.flip(0)):  # the one above the limit comes first
+        with nullcontext() if index else engine.no_sync():
+            engine.backward(engine.forward(micro[rank]).square().sum(), last=index == 1)
+    return [engine.get_gradient(parameter) for parameter in module.parameters()]
+
+
+def test_what_one_micro_batch_of_one_rank_uses_alone_is_exchanged() -> None:
+    torch.manual_seed(1)
+    module = Rare()
+    x = torch.arange(12.0).view(2, 2, 3) / 2
+    sum(module(row).square().sum() for row in x.flatten(0, 1)).backward()
+    for found in run_ranks(2, rank_rare):
+        for mine, parameter in zip(found, module.parameters(), strict=True):
+            theirs = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            torch.testing.assert_close(mine, theirs)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from data_prep.errors import RecipeError
 from pipeline.recipe import Recipe
 from pipeline.recipe.deepspeed import derive_deepspeed, template_path
 from pipeline.train.engine import check_config
@@ -56,7 +57,6 @@ def steps(folder: Path, stage: int, zero: dict[str, Any], top: dict[str, Any]) -
         pytest.param(1, {"overlap_comm": True}, {}, EXACT, marks=LONG),
         pytest.param(3, {"overlap_comm": True, "reduce_bucket_size": 16}, {}, EXACT, marks=LONG),
         pytest.param(2, {"contiguous_gradients": False}, {}, EXACT, marks=LONG),
-        pytest.param(2, {"round_robin_gradients": True}, {}, EXACT, marks=LONG),
         pytest.param(2, {"reduce_scatter": False}, {}, EXACT, marks=LONG),
         pytest.param(0, {}, {"prescale_gradients": True}, EXACT, marks=LONG),
         pytest.param(0, {}, {"prescale_gradients": True, "gradient_predivide_factor": 2.0},
@@ -69,8 +69,7 @@ def steps(folder: Path, stage: int, zero: dict[str, Any], top: dict[str, Any]) -
         pytest.param(3, {"stage3_prefetch_bucket_size": 8, "stage3_max_live_parameters": 8,
                          "stage3_max_reuse_distance": 8, "stage3_param_persistence_threshold": 0,
                          "sub_group_size": 16}, {}, EXACT, marks=LONG),
-        pytest.param(3, {"zero_quantized_weights": True}, {}, HALF, marks=LONG),
-        pytest.param(3, {"zero_quantized_gradients": True}, {}, HALF, marks=LONG),
+        pytest.param(3, {"zero_quantized_gradients": True}, {}, EXACT, marks=LONG),
     ],
     ids=str,
 )  # fmt: skip
@@ -81,3 +80,17 @@ def test_its_steps_are_the_plain_ones(
     for parameters in steps(tmp_path, stage, zero, top):
         for mine, theirs in zip(parameters, wanted.parameters(), strict=True):
             torch.testing.assert_close(mine, theirs.detach(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "words"),
+    [(2, "round_robin_gradients", "in the old order: remove it"),
+     (3, "zero_quantized_weights", "quantises on GPUs only, and none was found")],
+)  # fmt: skip
+def test_what_would_be_wrong_or_cannot_run_is_refused(
+    tmp_path: Path, stage: int, key: str, words: str
+) -> None:
+    if torch.cuda.is_available() and key == "zero_quantized_weights":
+        pytest.skip("there is a GPU to quantise on")
+    with pytest.raises(RecipeError, match=f"zero_optimization.{key}: .*{words}"):
+        steps(tmp_path, stage, {key: True}, {})

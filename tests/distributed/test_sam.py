@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.clock import Clock
-from tests.distributed.test_ddp import straight_and_resumed, trained
+from tests.distributed.test_ddp import DDP, trained
+from tests.distributed.training import train_recipe
+from tests.pipeline.tiny import losses, write_recipe
 from tests.ranks import run_ranks
 
 RHO, LR = 0.3, 0.1
@@ -88,15 +90,15 @@ def test_it_is_the_method_written_out(dtype: str, adaptive: bool, tolerance: flo
 
 
 def test_lane_states_are_those_of_the_first_pass_and_ranks_do_not_matter(tmp_path: Path) -> None:
-    ddp = "engine.kind=ddp"
-    plain = trained(tmp_path, "mlstm", "plain", ddp)
-    still = trained(tmp_path, "mlstm", "still", ddp, "optim.sam_rho=1e-6", ranks=1)
+    sam = [*DDP, "optim.sam_rho=0.5"]
+    runs = {"plain": DDP, "still": [*DDP, "optim.sam_rho=1e-6"], "straight": sam}
+    plain, still, straight, resumed = trained(tmp_path, "mlstm", runs, sam)
     assert still == pytest.approx(plain, abs=1e-4)
-    changes = (ddp, "optim.sam_rho=0.5")
-    alone = trained(tmp_path, "mlstm", "one", *changes, ranks=1)
-    straight, resumed = straight_and_resumed(tmp_path, "mlstm", *changes)
-    assert straight == pytest.approx(alone, abs=5e-5) and resumed == straight
+    assert resumed == straight
     assert straight[1:] != pytest.approx(plain[1:], abs=1e-3)
+    recipe = str(write_recipe(tmp_path, "mlstm"))
+    run_ranks(1, train_recipe, recipe, ["run.name=one", *sam])
+    assert straight == pytest.approx(losses(tmp_path / "runs/one"), abs=5e-5)
 
 
 def rank_poisoned(rank: int) -> Any:
