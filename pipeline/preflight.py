@@ -22,6 +22,7 @@ from pipeline.recipe.deepspeed import template_path
 from pipeline.recipe.sparsity import MixedConfig
 from pipeline.sparsity.design import Design, design
 from pipeline.train.checkpoint import resolve_resume
+from pipeline.train.engine import check_machine
 from pipeline.train.module import TrainModule
 from pipeline.train.start import check_prepared, engine_config, run_dtype
 
@@ -87,7 +88,9 @@ def _versions() -> str:
 
 
 def _recipe(recipe: Recipe) -> str:
-    engine_config(recipe, 1, run_dtype(recipe))
+    config = engine_config(recipe, 1, run_dtype(recipe))
+    if config is not None:
+        check_machine(config)
     module = meta_module(recipe)
     if isinstance(recipe.sparsity, MixedConfig):
         _design(recipe, module)

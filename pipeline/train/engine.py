@@ -70,17 +70,32 @@ def check_config(config: dict[str, Any], where: Path) -> None:
             first = error.errors()[0]
             key = ".".join([section, *(str(part) for part in first["loc"])])
             raise RecipeError(f"{where}: {key}: {first['msg']}") from None
-    zero = config["zero_optimization"]
-    if zero.get("round_robin_gradients"):
+    if config["zero_optimization"].get("round_robin_gradients"):
         raise RecipeError(
             f"{where}: zero_optimization.round_robin_gradients: DeepSpeed 0.19.8 orders parameters "
             "anew and reads full tensors back in the old order: remove it"
         )
+
+
+def check_machine(config: dict[str, Any]) -> None:
+    """RecipeError for what a template asks and DeepSpeed cannot do on this machine."""
+    zero = config["zero_optimization"]
     if zero.get("zero_quantized_weights") and get_accelerator().device_name() == "cpu":
         raise RecipeError(
-            f"{where}: zero_optimization.zero_quantized_weights: DeepSpeed quantises on GPUs only, "
-            "and none was found: remove it"
+            "zero_optimization.zero_quantized_weights: DeepSpeed quantises on GPUs only, and none "
+            "was found: remove it from the template"
         )
+    for key in ("offload_optimizer", "offload_param"):
+        if (zero.get(key) or {}).get("device") == "nvme" and not _reads_nvme():
+            raise RecipeError(
+                f"zero_optimization.{key}.device=nvme: DeepSpeed reads NVMe through libaio, which "
+                "is not installed: install libaio-dev, or use device=cpu in the template"
+            )
+
+
+def _reads_nvme() -> bool:
+    builder = get_accelerator().create_op_builder("AsyncIOBuilder")
+    return builder is not None and bool(builder.is_compatible())
 
 
 def shut_down() -> None:

@@ -33,7 +33,13 @@ from pipeline.sparsity.build import build_plugins
 from pipeline.train import state
 from pipeline.train.checkpoint import resolve_resume
 from pipeline.train.ddp_engine import DDPEngine
-from pipeline.train.engine import DeepSpeedEngine, check_config, init_distributed, shut_down
+from pipeline.train.engine import (
+    DeepSpeedEngine,
+    check_config,
+    check_machine,
+    init_distributed,
+    shut_down,
+)
 from pipeline.train.loop import train
 from pipeline.train.module import TrainModule, build_module
 from pipeline.train.run import TrainingRun
@@ -80,6 +86,8 @@ def start_run(
     accumulation = recipe.accumulation(world_size())
     dtype = run_dtype(recipe)
     config = engine_config(recipe, world_size(), dtype)  # refused before any memory is taken
+    if config is not None:
+        check_machine(config)
     prepared = open_prepared(recipe)
     resume_from = from_rank0(
         lambda: resolve_resume(recipe.run.resume, RunFolder(recipe.run_folder).checkpoints)

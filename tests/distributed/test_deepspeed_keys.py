@@ -12,7 +12,7 @@ import torch
 from data_prep.errors import RecipeError
 from pipeline.recipe import Recipe
 from pipeline.recipe.deepspeed import derive_deepspeed, template_path
-from pipeline.train.engine import check_config
+from pipeline.train.engine import check_config, check_machine
 from tests.distributed.test_engine import accumulate, full, make_engine, reference
 from tests.pipeline.tiny import recipe_tree
 from tests.ranks import run_ranks
@@ -40,6 +40,7 @@ def steps(folder: Path, stage: int, zero: dict[str, Any], top: dict[str, Any]) -
     recipe = Recipe.model_validate(tree, strict=False)
     config = derive_deepspeed(recipe, 2, "fp32")
     check_config(config, template_path(recipe))
+    check_machine(config)
     return run_ranks(2, rank_steps, config)
 
 
@@ -80,6 +81,15 @@ def test_its_steps_are_the_plain_ones(
     for parameters in steps(tmp_path, stage, zero, top):
         for mine, theirs in zip(parameters, wanted.parameters(), strict=True):
             torch.testing.assert_close(mine, theirs.detach(), rtol=tolerance, atol=tolerance)
+
+
+def test_nvme_without_its_reader_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.train.engine._reads_nvme", lambda: False)
+    nvme = {"device": "nvme", "nvme_path": str(tmp_path)}
+    with pytest.raises(RecipeError, match="offload_param.device=nvme: .* install libaio-dev"):
+        steps(tmp_path, 3, {"offload_param": nvme}, {})
 
 
 @pytest.mark.parametrize(
