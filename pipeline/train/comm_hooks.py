@@ -5,23 +5,38 @@ for the next step. Post-local SGD (Lin et al. 2018, arXiv 1808.07217) exchanges 
 steps, then none: every rank trains weights of its own, which are averaged every few updates.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: torch looks at a hook's annotations and wants classes.
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks import (
     default_hooks,
     post_localSGD_hook,
     powerSGD_hook,
 )
 from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
+from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.recipe.engine import EngineConfig
 
 _REMEMBERED = ("error_dict", "p_memory_dict", "q_memory_dict")
+
+
+def _bf16(state: Any, bucket: dist.GradBucket) -> Future[Tensor]:
+    """torch refuses its hook by name without NCCL, though gloo too adds numbers in bf16."""
+    return default_hooks.bf16_compress_hook(state, bucket)
+
+
+def _in_order(state: powerSGD_hook.PowerSGDState, bucket: dist.GradBucket) -> Future[Tensor]:
+    """PowerSGD goes on exchanging in callbacks. NCCL calls them in order; gloo does so on threads,
+    where ranks could meet in different exchanges."""
+    exchanged = powerSGD_hook.powerSGD_hook(state, bucket)
+    if bucket.buffer().device.type == "cpu":
+        exchanged.wait()
+    return exchanged
 
 
 class CommHook:
@@ -35,7 +50,7 @@ class CommHook:
         if self._section.comm_hook == "fp16":
             ddp.register_comm_hook(None, default_hooks.fp16_compress_hook)
         elif self._section.comm_hook == "bf16":
-            ddp.register_comm_hook(None, default_hooks.bf16_compress_hook)
+            ddp.register_comm_hook(None, _bf16)
 
     @property
     def local(self) -> bool:
@@ -64,7 +79,7 @@ class PowerSGD(CommHook):
             # A row or column of zeros, such as a token that no text holds, has no direction.
             orthogonalization_epsilon=1e-8,
         )
-        ddp.register_comm_hook(self._powersgd, powerSGD_hook.powerSGD_hook)
+        ddp.register_comm_hook(self._powersgd, _in_order)
 
     def state(self) -> dict[str, Any]:
         kept = {name: getattr(self._powersgd, name) for name in _REMEMBERED}

@@ -218,7 +218,7 @@ def _own_device() -> torch.device:
 def _wrapped(module: nn.Module, section: EngineConfig) -> DistributedDataParallel:
     # Experts, rare clusters and matrices whose gradient a head writes are unused at times. Buckets
     # also stay as they were made then, which a resume to the last bit rests on.
-    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # from torch 2.13 on
     return DistributedDataParallel(
         module, broadcast_buffers=False, find_unused_parameters=True,
         bucket_cap_mb=section.bucket_mib,
