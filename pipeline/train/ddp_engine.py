@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from data_prep.errors import DataError
+from data_prep.errors import DataError, RecipeError
 from pipeline.clock import StepResult
 from pipeline.ranks import agree, barrier, from_rank0
 from pipeline.recipe.engine import EngineConfig
@@ -60,6 +60,7 @@ class DDPEngine:
         self._ddp = _wrapped(module, section)
         self._hook.register(self._ddp)
         self._norm: float | None = None
+        self._can_be_saved = False
         self.lr = 0.0
 
     # One step -----------------------------------------------------------------------------
@@ -87,6 +88,8 @@ class DDPEngine:
             self.discard()
             return StepResult.OVERFLOW
         self._optimizer.step()
+        if not self._can_be_saved:
+            self._check_state()
         self._hook.after_step(self._optimizer)
         for parameter, master in zip(self._trained, masters, strict=True):
             if master is not parameter:
@@ -101,6 +104,19 @@ class DDPEngine:
             dist.all_reduce(flag, dist.ReduceOp.MIN)
             return bool(flag)
         return bool(finite)
+
+    def _check_state(self) -> None:
+        """RecipeError after the first step rather than at a resume: what is no tensor and no plain
+        value would be code in a checkpoint."""
+        for key, value in self._optimizer.state_dict().items():
+            if not _is_plain(value):
+                name = type(self._optimizer).__name__
+                raise RecipeError(
+                    f"optim.name={name} keeps more than tensors and numbers in its {key}, which a "
+                    "checkpoint of engine.kind=ddp does not hold: use engine.kind=deepspeed, or "
+                    "another optimizer"
+                )
+        self._can_be_saved = True
 
     def discard(self) -> None:
         for parameter in self._trained:
@@ -223,6 +239,14 @@ def _wrapped(module: nn.Module, section: EngineConfig) -> DistributedDataParalle
         module, broadcast_buffers=False, find_unused_parameters=True,
         bucket_cap_mb=section.bucket_mib,
     )  # fmt: skip
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(_is_plain(part) for part in value.values())
+    if isinstance(value, list | tuple):
+        return all(_is_plain(part) for part in value)
+    return value is None or isinstance(value, Tensor | int | float | str)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -209,3 +209,32 @@ def test_what_one_micro_batch_of_one_rank_uses_alone_is_exchanged() -> None:
         for mine, parameter in zip(found, module.parameters(), strict=True):
             theirs = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             torch.testing.assert_close(mine, theirs)
+
+
+class Remembering(torch.optim.SGD):
+    """Keeps an object that only its own code could read back."""
+
+    def step(self, closure: Any = None) -> None:
+        super().step()
+        self.state[self.param_groups[0]["params"][0]]["object"] = object()
+
+
+def rank_remembering(rank: int) -> str:
+    from data_prep.errors import RecipeError
+    from pipeline.recipe.engine import EngineConfig
+    from pipeline.train.ddp_engine import DDPEngine
+    from pipeline.train.engine import init_distributed
+
+    init_distributed(2)
+    module = nn.Linear(2, 2)
+    optimizer = Remembering(module.parameters(), lr=0.1)
+    engine = DDPEngine(module, optimizer, EngineConfig(kind="ddp"), "fp32", 0.0)
+    engine.backward(engine.forward(torch.ones(1, 2)).sum(), last=True)
+    with pytest.raises(RecipeError) as caught:
+        engine.step()
+    return str(caught.value)
+
+
+def test_an_optimizer_that_could_not_be_saved_is_refused_in_its_first_step() -> None:
+    (found,) = run_ranks(1, rank_remembering)
+    assert "Remembering keeps more than tensors and numbers in its state" in found
