@@ -69,3 +69,11 @@ def build_optimizer(section: OptimConfig, module: nn.Module) -> torch.optim.Opti
         given["fused"] = True
     settings = settings_of(made, given, section.options)
     return made([group for group in groups if group["params"]], lr=section.lr, **settings)
+
+
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """Of one group. torchao keeps rates in tensors, which its compiled steps hold on to."""
+    if torch.is_tensor(group["lr"]):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data_prep.errors import DataError, RecipeError
 from pipeline.clock import StepResult
+from pipeline.optim.build import set_rate
 from pipeline.ranks import agree, barrier, from_rank0
 from pipeline.recipe.engine import EngineConfig
 from pipeline.train.comm_hooks import build_hook
@@ -125,7 +126,7 @@ class DDPEngine:
     def set_lr(self, lr: float) -> None:
         self.lr = lr
         for group in self._optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
+            set_rate(group, lr * group.get("lr_scale", 1.0))
 
     @property
     def grad_norm(self) -> float | None:

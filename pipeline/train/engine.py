@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from data_prep.errors import RecipeError
 from pipeline.clock import StepResult
+from pipeline.optim.build import set_rate
 from pipeline.train import zero_state
 
 
@@ -48,12 +49,12 @@ def _no_hidden_first_step(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
     It would decay the weights once and start Adam's bias correction at step 2.
     """
-    rates = [group["lr"] for group in optimizer.param_groups]
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
     for group in optimizer.param_groups:
-        group["lr"] = 0.0
+        set_rate(group, 0.0)
     yield
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
+        set_rate(group, rate)
     optimizer.state.clear()
 
 
@@ -187,7 +188,7 @@ class DeepSpeedEngine:
     def set_lr(self, lr: float) -> None:
         self.lr = lr
         for group in self._ds.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
+            set_rate(group, lr * group.get("lr_scale", 1.0))
 
     @property
     def grad_norm(self) -> float | None:
