@@ -37,15 +37,10 @@ def test_those_of_whole_matrices_train_and_resume_on_ddp(
     assert straight == pytest.approx(losses(tmp_path / "runs/one"), abs=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("name", "engine"),
-    [("bnb_adamw8bit", "engine.kind=ddp"),
-     pytest.param("bnb_adamw8bit", "engine.zero_stage=2", marks=LONG)],
-)  # fmt: skip
-def test_those_of_eight_bits_train_and_resume(tmp_path: Path, name: str, engine: str) -> None:
+def test_eight_bits_train_and_resume(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    wide = ["model.hidden=64", engine]  # small tensors are not rounded
-    small = [*wide, f"optim.name={name}"]
+    wide = ["model.hidden=64", *DDP]  # small tensors are not rounded
+    small = [*wide, "optim.name=bnb_adamw8bit"]
     exact, straight, resumed = trained(tmp_path, "mlstm", {"exact": wide, "straight": small}, small)
     assert straight == pytest.approx(exact, abs=0.05) and straight != exact
     assert resumed == straight
