@@ -61,7 +61,8 @@ class Backbone(nn.Module, ABC):
 
 
 class Engine(Protocol):
-    """What trains: DeepSpeed today. All methods are collective: every rank must call them."""
+    """What trains: DeepSpeed, or PyTorch's DDP. All methods are collective: every rank must call
+    them."""
 
     module: nn.Module
     rank: int
@@ -74,7 +75,8 @@ class Engine(Protocol):
     def discard(self) -> None:
         """Throw the accumulated gradients away; weights and optimizer stay as they are."""
 
-    def no_sync(self) -> AbstractContextManager[None]: ...
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Around forward and backward of every micro-batch but the last."""
 
     lr: float  # the rate last set
 
@@ -92,9 +94,11 @@ class Engine(Protocol):
     def get_parameter(self, parameter: nn.Parameter) -> Tensor: ...
     def set_parameter(self, parameter: nn.Parameter, value: Tensor) -> None: ...
     def moments(self) -> list[str]:
-        """Names of what the optimizer keeps of every weight; none before its first step."""
+        """Names of what the optimizer keeps of weights; none before its first step."""
 
-    def get_moment(self, parameter: nn.Parameter, key: str) -> Tensor | None: ...
+    def get_moment(self, parameter: nn.Parameter, key: str) -> Tensor | None:
+        """None where nothing of that name is kept of this parameter."""
+
     def set_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None: ...
 
     def snapshot(self, copy: bool) -> Any:
@@ -194,6 +198,13 @@ class StepPlugin:
 
     def before_iteration(self, engine: Engine, clock: Clock) -> None:
         """Before the first micro-batch of a global batch."""
+
+    passes: int = 1  # over each batch; with 2, `second_pass` is called
+
+    def second_pass(self, engine: Engine, clock: Clock) -> bool:
+        """With the reduced gradients of the batch at hand: whether it is gone through once more, at
+        weights that this method has set. The gradients at hand are then thrown away."""
+        return False
 
     def after_backward(self, engine: Engine, clock: Clock) -> StepResult | None:
         """With the reduced gradients at hand. Returning TOPOLOGY uses them up: no weight update."""

@@ -20,5 +20,6 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
         hint = "it is not a finished checkpoint: name another in export.checkpoint"
         raise DataError(f"{checkpoint} holds no manifest.json; {hint}")
     saved = SavedPieces.open(checkpoint)
-    weights = {name: saved.whole(name).float() for name in saved.shapes}
+    shared = [name for name in saved.shapes if "/" not in name]  # the rest is of single ranks
+    weights = {name: saved.whole(name).float() for name in shared}
     return weights | {name: weights[first] for name, first in saved.about["tied"].items()}

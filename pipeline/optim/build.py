@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from data_prep.errors import RecipeError
+from pipeline.optim.muon import build_muon
 from pipeline.optim.noise_scale import NoiseScale
-from pipeline.optim.registry import optimizer_class, settings_of
+from pipeline.optim.registry import has_small_states, optimizer_class, settings_of
+from pipeline.optim.sam import SharpnessAware
 from pipeline.protocols import StepPlugin
 from pipeline.recipe import Recipe
 from pipeline.recipe.optim import OptimConfig
@@ -31,9 +33,27 @@ def noise_plugins(recipe: Recipe) -> list[StepPlugin]:
     return [NoiseScale(recipe.batch, every)]
 
 
+def sam_plugins(recipe: Recipe) -> list[StepPlugin]:
+    """The second pass of a sharpness-aware step, where the recipe asks for it."""
+    section = recipe.optim
+    return [SharpnessAware(section.sam_rho, section.sam_adaptive)] if section.sam_rho else []
+
+
+def check_small_states(recipe: Recipe) -> None:
+    """RecipeError where states of few bits would have to be set weight by weight."""
+    if has_small_states(recipe.optim.name) and recipe.sparsity.kind != "dense":
+        raise RecipeError(
+            f"optim.name={recipe.optim.name} with sparsity.kind={recipe.sparsity.kind}: moments of "
+            "masked weights must be 0, and those are rounded in blocks; use optim.name=adamw"
+        )
+
+
 def build_optimizer(section: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
     """Over two groups: matrices are decayed, biases, gains and norms are not. RecipeError for an
     option that the optimizer does not know."""
+    made = optimizer_class(section.name)
+    if made is torch.optim.Muon:
+        return build_muon(section, module)
     matrices: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
     for parameter in module.parameters():
@@ -44,9 +64,16 @@ def build_optimizer(section: OptimConfig, module: nn.Module) -> torch.optim.Opti
         {"params": matrices, "weight_decay": section.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    made = optimizer_class(section.name)
     given: dict[str, Any] = {"betas": section.betas, "eps": section.eps}
     if made in _FUSED:
         given["fused"] = True
     settings = settings_of(made, given, section.options)
     return made([group for group in groups if group["params"]], lr=section.lr, **settings)
+
+
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """Of one group. torchao keeps rates in tensors, which its compiled steps hold on to."""
+    if torch.is_tensor(group["lr"]):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate

@@ -45,6 +45,11 @@ def memory_of(recipe: Recipe, module: TrainModule, devices: int, dtype: str) -> 
     }
     if logits := _logits(recipe, module):
         rows["logits"] = logits
+    if recipe.engine.kind == "ddp":
+        # Gradients once more in the buckets that travel, and in fp32 for a step on fp32 masters.
+        rows["buckets"] = parameters * (width + masters)
+    if recipe.optim.sam_rho:
+        rows["climb"] = parameters * 8  # its direction, and the weights that it comes back to
     return rows
 
 

@@ -28,8 +28,7 @@ def plan(recipe: Recipe, machine: Machine) -> str:
     )  # fmt: skip
     tokens = batch.tokens_after(recipe.run.steps)
     lines = [
-        f"model          {parameters / 1e6:.2f} M parameters, {dtype}, "
-        f"ZeRO {recipe.engine.zero_stage}",
+        f"model          {parameters / 1e6:.2f} M parameters, {dtype}, {recipe.engine.label}",
         f"batch          {batch.tokens:,} tokens = {machine.devices} devices x {batch.micro_batch} "
         f"micro-batch x {accumulation} accumulation x {batch.window_tokens} tokens",
         f"training       {recipe.run.steps:,} steps, {tokens / 1e9:.4g} G tokens, "

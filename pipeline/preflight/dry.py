@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 
 from pipeline.models.build import parameter_count
-from pipeline.optim.registry import optimizer_class
 from pipeline.plan.memory import memory_of, meta_module
 from pipeline.recipe import Recipe
-from pipeline.recipe.deepspeed import derive_deepspeed, template_path
+from pipeline.recipe.deepspeed import template_path
 from pipeline.recipe.sparsity import MixedConfig
 from pipeline.sparsity.design import design
-from pipeline.train.engine import check_config
 from pipeline.train.loggers import check_loggers
 from pipeline.train.module import TrainModule
-from pipeline.train.start import run_dtype
+from pipeline.train.start import engine_config, run_dtype
 
 _GIB = 2**30
 
@@ -22,9 +20,8 @@ _GIB = 2**30
 def valid_module(recipe: Recipe, world_size: int) -> TrainModule:
     """The model on the meta device, once recipe and DeepSpeed JSON are seen to be valid for so
     many devices. RecipeError otherwise."""
-    optimizer_class(recipe.optim.name, recipe.engine.zero_stage)
     check_loggers(recipe.run.loggers)
-    check_config(derive_deepspeed(recipe, world_size, run_dtype(recipe)), template_path(recipe))
+    engine_config(recipe, world_size, run_dtype(recipe))
     module = meta_module(recipe)
     if isinstance(recipe.sparsity, MixedConfig):
         design(recipe.sparsity, module.backbone, module.head, recipe.batch.window_tokens)
@@ -37,9 +34,9 @@ def dry_run(recipe: Recipe) -> None:
     dtype, batch = run_dtype(recipe), recipe.batch
     module = valid_module(recipe, world_size)
     print(f"recipe           {recipe.run.name}: valid")
-    print(
-        f"DeepSpeed JSON   {template_path(recipe)}: valid, ZeRO {recipe.engine.zero_stage}, {dtype}"
-    )
+    ddp = recipe.engine.kind == "ddp"
+    made_from = "no DeepSpeed" if ddp else f"{template_path(recipe)}: valid"
+    print(f"engine           {made_from}, {recipe.engine.label}, {dtype}")
     print(
         f"batch            {batch.global_batch} = {world_size} devices x {batch.micro_batch} "
         f"micro-batch x {recipe.accumulation(world_size)} accumulation, "

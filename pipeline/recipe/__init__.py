@@ -36,6 +36,9 @@ from pipeline.recipe.run import RunConfig
 from pipeline.recipe.sparsity import DenseConfig, MixedConfig, SparsityConfig
 from pipeline.recipe.watch import WatchConfig
 
+# Heads that leave all gradients to autograd; the others write their own once a step.
+_REDUCED_BY_AUTOGRAD = ("softmax", "sampled", "adaptive")
+
 
 class Recipe(Section):
     """One run, from raw text to report."""
@@ -143,6 +146,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         )
     recipe: Recipe = validate(Recipe, tree, "")
     _cross_check(recipe)
+    _check_engine(recipe)
+    _check_sam(recipe)
     return recipe
 
 
@@ -201,3 +206,47 @@ def _cross_check(recipe: Recipe) -> None:
         raise RecipeError(
             f"model.kind=mlstm reads bytes, but tokenizer.kind={recipe.tokenizer.kind}: use bytes"
         )
+
+
+def _check_engine(recipe: Recipe) -> None:
+    if recipe.engine.kind == "ddp" and recipe.precision.dtype == "fp16":
+        raise RecipeError(
+            "precision.dtype=fp16 with engine.kind=ddp: its loss scale would have to be known to "
+            "hooks and heads, and bf16 needs none; use precision.dtype=bf16 or "
+            "engine.kind=deepspeed"
+        )
+    if recipe.engine.comm_hook != "post_local_sgd":
+        return
+    for key, found, wanted in (
+        ("head.kind", recipe.head.kind, _REDUCED_BY_AUTOGRAD),
+        ("sparsity.kind", recipe.sparsity.kind, ("dense",)),
+        ("optim.noise_every_steps", recipe.optim.noise_every_steps, (0,)),
+    ):
+        if found not in wanted:
+            raise RecipeError(
+                f"engine.comm_hook=post_local_sgd with {key}={found}: it needs the gradient of the "
+                "whole batch, and each rank has its own there; use another hook, or set "
+                f"{key}={wanted[0]}"
+            )
+
+
+def _check_sam(recipe: Recipe) -> None:
+    if not recipe.optim.sam_rho:
+        return
+    if recipe.engine.kind != "ddp":
+        raise RecipeError(
+            f"optim.sam_rho={recipe.optim.sam_rho:g} with engine.kind={recipe.engine.kind}: it "
+            "moves weights there and back between two passes over a batch, and DeepSpeed keeps "
+            "copies and parts of them that change in its own step only; set engine.kind=ddp"
+        )
+    for key, found, wanted in (
+        ("head.kind", recipe.head.kind, _REDUCED_BY_AUTOGRAD),  # others sum over the passes
+        ("sparsity.kind", recipe.sparsity.kind, ("dense",)),  # a climb leaves the mask
+        ("optim.noise_every_steps", recipe.optim.noise_every_steps, (0,)),
+        ("engine.comm_hook", recipe.engine.comm_hook, ("none", "fp16", "bf16")),  # others remember
+    ):
+        if found not in wanted:
+            raise RecipeError(
+                f"optim.sam_rho={recipe.optim.sam_rho:g} with {key}={found}: it does not bear a "
+                f"second pass over the same batch; set {key}={wanted[0]}, or optim.sam_rho=0"
+            )

@@ -15,8 +15,9 @@ class OptimConfig(Section):
 
     name: str = Field(
         default="adamw",
-        description="of torch.optim (sgd, nadam, adafactor, ...) or, where it is installed, of "
-        "pytorch_optimizer (lion, lamb, soap, ...)",
+        description="of torch.optim (sgd, nadam, muon, ...) or, where they are installed, of "
+        "pytorch_optimizer (lion, lamb, soap, ...), bitsandbytes (bnb_adamw8bit, ...) and torchao "
+        "(ao_adamw8bit, ...)",
     )
     options: dict[str, Any] = Field(
         default_factory=dict, description="more of its arguments, e.g. {momentum: 0.9}"
@@ -74,6 +75,14 @@ class OptimConfig(Section):
 
     gradient_clip_norm: float = Field(
         default=1.0, ge=0, description="global gradient norm to clip to; 0 = off"
+    )
+    sam_rho: float = Field(
+        default=0.0, ge=0,
+        description="sharpness-aware minimisation: length of the climb before the gradient that "
+        "counts, at twice the time a step; 0 = off; with engine.kind=ddp",
+    )  # fmt: skip
+    sam_adaptive: bool = Field(
+        default=False, description="climb in proportion to each weight (ASAM)"
     )
     noise_every_steps: int = Field(
         default=0, ge=0,

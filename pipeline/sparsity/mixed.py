@@ -183,7 +183,8 @@ class MixedSparsity(StepPlugin):
             engine.set_gradient(matrix.parameter, gradient * active)
         for key in engine.moments():
             moment = engine.get_moment(matrix.parameter, key)
-            assert moment is not None
+            if moment is None:
+                continue
             moment = moment.masked_fill(changed, 0.0)
             if key == "exp_avg_sq" and self._moments_from_gradient:
                 moment = torch.where(changed & active, gradient.square(), moment)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from data_prep.errors import RecipeError
 from pipeline.clock import StepResult
+from pipeline.optim.build import set_rate
 from pipeline.train import pieces, zero_state
 from pipeline.train.piece_files import SavedPieces, Snapshot, snapshot
 
@@ -49,12 +50,12 @@ def _no_hidden_first_step(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
     It would decay the weights once and start Adam's bias correction at step 2.
     """
-    rates = [group["lr"] for group in optimizer.param_groups]
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
     for group in optimizer.param_groups:
-        group["lr"] = 0.0
+        set_rate(group, 0.0)
     yield
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
+        set_rate(group, rate)
     optimizer.state.clear()
 
 
@@ -71,6 +72,32 @@ def check_config(config: dict[str, Any], where: Path) -> None:
             first = error.errors()[0]
             key = ".".join([section, *(str(part) for part in first["loc"])])
             raise RecipeError(f"{where}: {key}: {first['msg']}") from None
+    if config["zero_optimization"].get("round_robin_gradients"):
+        raise RecipeError(
+            f"{where}: zero_optimization.round_robin_gradients: DeepSpeed 0.19.8 orders parameters "
+            "anew and reads full tensors back in the old order: remove it"
+        )
+
+
+def check_machine(config: dict[str, Any]) -> None:
+    """RecipeError for what a template asks and DeepSpeed cannot do on this machine."""
+    zero = config["zero_optimization"]
+    if zero.get("zero_quantized_weights") and get_accelerator().device_name() == "cpu":
+        raise RecipeError(
+            "zero_optimization.zero_quantized_weights: DeepSpeed quantises on GPUs only, and none "
+            "was found: remove it from the template"
+        )
+    for key in ("offload_optimizer", "offload_param"):
+        if (zero.get(key) or {}).get("device") == "nvme" and not _reads_nvme():
+            raise RecipeError(
+                f"zero_optimization.{key}.device=nvme: DeepSpeed reads NVMe through libaio, which "
+                "is not installed: install libaio-dev, or use device=cpu in the template"
+            )
+
+
+def _reads_nvme() -> bool:
+    builder = get_accelerator().create_op_builder("AsyncIOBuilder")
+    return builder is not None and bool(builder.is_compatible())
 
 
 def shut_down() -> None:
@@ -117,6 +144,7 @@ class DeepSpeedEngine:
             # DeepSpeed copies all gradients through buckets though nobody is there to add up with.
             self._ds.enable_backward_allreduce = False
         self._norm: float | None = None
+        self._can_be_saved = False
         self.lr = 0.0
 
     @property
@@ -154,19 +182,24 @@ class DeepSpeedEngine:
             norm = self._ds.get_global_grad_norm()
             # The half-precision optimizer of stage 0 reports the norm of the scaled gradient.
             self._norm = None if norm is None else float(norm) / (scale if self._stage == 0 else 1)
-        return StepResult.APPLIED if self._ds.was_step_applied() else StepResult.OVERFLOW
+        if not self._ds.was_step_applied():
+            return StepResult.OVERFLOW
+        if not self._can_be_saved:  # told in the first step rather than at a save
+            pieces.check_plain(zero_state.inner_optimizer(self._ds))
+            self._can_be_saved = True
+        return StepResult.APPLIED
 
     def discard(self) -> None:
         zero_state.discard_gradients(self._ds, self._stage)
 
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
-        """No reduction inside; a no-op from stage 2 on, where gradients are partitioned at once."""
-        return self._ds.no_sync() if self._stage < 2 else contextlib.nullcontext()
+        """Nothing to do: `last` says it in backward, the only place where DeepSpeed reduces."""
+        return contextlib.nullcontext()
 
     def set_lr(self, lr: float) -> None:
         self.lr = lr
         for group in self._ds.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
+            set_rate(group, lr * group.get("lr_scale", 1.0))
 
     @property
     def grad_norm(self) -> float | None:
@@ -209,7 +242,7 @@ class DeepSpeedEngine:
         """What this rank has to save of weights, optimizer and loss scale."""
         held = pieces.pieces(self._ds, self._stage, self.module)
         about = {
-            "groups": zero_state.group_numbers(self._ds),
+            "groups": pieces.group_numbers(zero_state.inner_optimizer(self._ds)),
             "loss_scale": zero_state.scaler_numbers(self._ds),
             "tied": pieces.tied_names(self.module),
         }
@@ -221,8 +254,6 @@ class DeepSpeedEngine:
         for piece in pieces.pieces(self._ds, self._stage, self.module):
             saved.fill(piece)
         pieces.refresh_forward_weights(self._ds, self._stage, self.module, saved.whole)
-        groups = zero_state.inner_optimizer(self._ds).param_groups
-        for group, numbers in zip(groups, saved.about["groups"], strict=True):
-            group |= numbers
+        pieces.set_group_numbers(zero_state.inner_optimizer(self._ds), saved.about["groups"])
         zero_state.set_scaler_numbers(self._ds, saved.about["loss_scale"])
         zero_state.link_moments(self._ds, self._stage)

@@ -31,6 +31,15 @@ class LaneStates:
             assert state is not None
             self._state[rows] = state.detach()
 
+    def copy(self) -> Tensor | None:
+        """The states as they are, to be restored."""
+        return None if self._state is None else self._state.clone()
+
+    def restore(self, states: Tensor | None) -> None:
+        if self._state is not None:
+            assert states is not None
+            self._state.copy_(states)
+
     def zero(self) -> None:
         """Forget everything: after windows that were passed over, no state leads on."""
         if self._state is not None:

@@ -7,6 +7,8 @@ numbers that have been reduced over all of them.
 
 from __future__ import annotations
 
+import math
+from contextlib import nullcontext
 from time import perf_counter
 
 import torch
@@ -61,7 +63,11 @@ def train_step(run: TrainingRun) -> StepResult:
     for plugin in run.plugins:
         plugin.before_iteration(engine, clock)
     engine.set_lr(run.learning_rate(clock.applied))
+    twice = any(plugin.passes > 1 for plugin in run.plugins)
+    states = run.lanes.copy() if twice else None
     run.share(accumulate(run, batch))
+    if twice and math.isfinite(run.last_loss):
+        _second_pass(run, batch, states)
     result = _apply(run)
     if result is StepResult.OVERFLOW:
         run.lanes.drop_nonfinite()
@@ -80,16 +86,28 @@ def accumulate(run: TrainingRun, batch: Batch) -> torch.Tensor:
     for index, cpu_micro in enumerate(batch):
         run.watchdog.beat(f"in micro-batch {index + 1} of {last + 1}")
         micro = cpu_micro.to(run.engine.device)
-        loss_sum, count, state = run.engine.forward(
-            micro.inputs, micro.targets, micro.weights, run.lanes.get(micro.rows), micro.resets
-        )
-        if index == 0:
-            run.pace.computed()
-        # Divided by the tokens of the whole global batch: accumulation and ranks change nothing.
-        run.engine.backward(loss_sum / batch.global_tokens, last=index == last)
+        with nullcontext() if index == last else run.engine.no_sync():
+            loss_sum, count, state = run.engine.forward(
+                micro.inputs, micro.targets, micro.weights, run.lanes.get(micro.rows), micro.resets
+            )
+            if index == 0:
+                run.pace.computed()
+            # Divided by the tokens of the whole global batch: accumulation and ranks change
+            # nothing.
+            run.engine.backward(loss_sum / batch.global_tokens, last=index == last)
         run.lanes.put(micro.rows, state)
         totals += torch.stack([loss_sum.detach(), count.detach()])
     return totals
+
+
+def _second_pass(run: TrainingRun, batch: Batch, states: torch.Tensor | None) -> None:
+    """The same batch from the same lane states, where a plug-in has set other weights for it."""
+    if any([plugin.second_pass(run.engine, run.clock) for plugin in run.plugins]):
+        run.engine.discard()
+        reached = run.lanes.copy()
+        run.lanes.restore(states)
+        accumulate(run, batch)
+        run.lanes.restore(reached)  # of the weights that the loss is reported for
 
 
 def _apply(run: TrainingRun) -> StepResult:

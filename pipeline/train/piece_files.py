@@ -23,6 +23,8 @@ from data_prep.errors import DataError
 from data_prep.manifest import FileRecord, sync_file
 from pipeline.train.pieces import WEIGHT, Piece
 
+OF_A_RANK = "rank"  # rankN/NAME: what belongs to one rank and no other
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -135,8 +137,8 @@ class SavedPieces:
                 f"{sorted(own)}: it was saved by another optimizer"
             )
         for key, values in own.items():
+            found = torch.zeros_like(values)
             if key in saved:
-                values.copy_(self.read(piece.name, key, piece.start, values.numel()))
-            else:
-                values.zero_()
+                found = self.read(piece.name, key, piece.start, values.numel())
+            piece.write(key, found)
         piece.set_numbers(self.numbers[piece.name])

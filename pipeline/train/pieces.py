@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from data_prep.errors import RecipeError
+from pipeline.optim.build import set_rate
 from pipeline.train import zero_state
 
 WEIGHT = "weight"
@@ -36,15 +39,25 @@ class Piece:
     replicated: bool = False  # every rank holds the same
 
     def tensors(self) -> dict[str, Tensor]:
-        """Flat views by key: the weight and the optimizer's tensors."""
+        """Flat values by key: the weight and the optimizer's tensors."""
         found = {WEIGHT: self.weight}
-        for key, value in self.state.items():
-            if torch.is_tensor(value) and value.dim():
-                flat = value.view(-1)
-                if self.offset is not None:
-                    flat = flat.narrow(0, self.offset, self.weight.numel())
-                found[key] = flat
+        for key, value in leaves(self.state):
+            flat = value.reshape(-1)
+            if self.offset is not None:
+                flat = flat.narrow(0, self.offset, self.weight.numel())
+            found[key] = flat
         return found
+
+    def write(self, key: str, values: Tensor) -> None:
+        """Replace what `tensors` gives for `key`."""
+        if key == WEIGHT:
+            self.weight.copy_(values)
+            return
+        own = dict(leaves(self.state))[key]
+        if self.offset is None:
+            own.copy_(values.view(own.shape))
+        else:
+            own.view(-1).narrow(0, self.offset, values.numel()).copy_(values)
 
     def numbers(self) -> dict[str, Any]:
         """What the optimizer counts for this parameter, such as its steps."""
@@ -59,6 +72,35 @@ class Piece:
                 self.state[key] = value
 
 
+def leaves(state: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of an optimizer's state by key, also those in lists, such as `GG.0`."""
+    for key, value in state.items():
+        if torch.is_tensor(value) and value.dim():
+            yield key, value
+        elif isinstance(value, list | tuple):
+            parts = {f"{key}.{number}": part for number, part in enumerate(value)}
+            yield from leaves(parts)
+
+
+def check_plain(optimizer: torch.optim.Optimizer) -> None:
+    """RecipeError for an optimizer that keeps more than tensors and plain values, which would be
+    code in a checkpoint."""
+    for key, value in optimizer.state_dict().items():
+        if not _is_plain(value):
+            raise RecipeError(
+                f"optim.name={type(optimizer).__name__} keeps more than tensors and numbers in its "
+                f"{key}, which a checkpoint does not hold: use another optimizer"
+            )
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(_is_plain(part) for part in value.values())
+    if isinstance(value, list | tuple):
+        return all(_is_plain(part) for part in value)
+    return value is None or isinstance(value, Tensor | int | float | str)
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, bool | int | float) or (torch.is_tensor(value) and not value.dim())
 
@@ -71,11 +113,17 @@ def pieces(engine: Any, stage: int, module: nn.Module) -> list[Piece]:
     """The pieces of this rank: parameters and buffers in their order. `engine` is DeepSpeed's."""
     find = {0: _whole, 1: _of_flat_slice, 2: _of_flat_slice, 3: _of_share}[stage]
     found = [find(engine, name, parameter) for name, parameter in module.named_parameters()]
+    return [piece for piece in found if piece is not None] + buffer_pieces(module)
+
+
+def buffer_pieces(module: nn.Module) -> list[Piece]:
+    """Those that a module saves; no stage divides them."""
     kept = module.state_dict(keep_vars=True)
-    for name, buffer in module.named_buffers():
-        if name in kept:
-            found.append(Piece(name, buffer.shape, 0, buffer.view(-1), {}, replicated=True))
-    return [piece for piece in found if piece is not None]
+    return [
+        Piece(name, buffer.shape, 0, buffer.view(-1), {}, replicated=True)
+        for name, buffer in module.named_buffers()
+        if name in kept
+    ]
 
 
 def to_write(held: list[Piece]) -> list[Piece]:
@@ -129,44 +177,56 @@ def _of_share(engine: Any, name: str, parameter: Any) -> Piece | None:
     return Piece(name, parameter.ds_shape, start, weight, state, offset)
 
 
+def group_numbers(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """What the optimizer counts by group of parameters; some count their steps there."""
+    return [
+        {k: v for k, v in group.items() if isinstance(v, bool | int | float) and k != "lr"}
+        for group in optimizer.param_groups
+    ]
+
+
+def set_group_numbers(optimizer: torch.optim.Optimizer, saved: list[dict[str, Any]]) -> None:
+    for group, numbers in zip(optimizer.param_groups, saved, strict=True):
+        group |= numbers
+
+
 def make_optimizer_state(engine: Any, stage: int) -> None:
     """Let the optimizer make the tensors that it makes in its first step, for a load to fill."""
     inner = zero_state.inner_optimizer(engine)
-    groups = inner.param_groups
-    rates = [group["lr"] for group in groups]
-    for group in groups:
-        group["lr"] = 0.0
-    for step in _first_steps(engine, inner, stage):
-        step()
-    for group, rate in zip(groups, rates, strict=True):
-        group["lr"] = rate
-
-
-def _first_steps(engine: Any, inner: Any, stage: int) -> Iterator[Any]:
     if stage < 3:
-        tensors = [p for group in inner.param_groups for p in group["params"]]
-        with _zero_gradients(tensors):
-            yield inner.step
+        step_of_nothing(inner)
         return
-    for number, flat in enumerate(engine.optimizer.fp32_partitioned_groups_flat):
-        with _zero_gradients([flat]):
-            yield lambda number=number: engine.optimizer._optimizer_step(number)
+    with _no_rate(inner):
+        for number, flat in enumerate(engine.optimizer.fp32_partitioned_groups_flat):
+            with _zero_gradients([flat]):
+                engine.optimizer._optimizer_step(number)
 
 
-class _zero_gradients:
-    """Gradients of zero for the time of a step."""
+def step_of_nothing(optimizer: torch.optim.Optimizer) -> None:
+    """A step with gradients and a rate of zero."""
+    tensors = [p for group in optimizer.param_groups for p in group["params"]]
+    with _no_rate(optimizer), _zero_gradients(tensors):
+        optimizer.step()
 
-    def __init__(self, tensors: list[Tensor]) -> None:
-        self._tensors = tensors
-        self._before = [t.grad for t in tensors]
 
-    def __enter__(self) -> None:
-        for tensor in self._tensors:
-            tensor.grad = torch.zeros_like(tensor)
+@contextmanager
+def _no_rate(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        set_rate(group, 0.0)
+    yield
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        set_rate(group, rate)
 
-    def __exit__(self, *_: Any) -> None:
-        for tensor, before in zip(self._tensors, self._before, strict=True):
-            tensor.grad = before
+
+@contextmanager
+def _zero_gradients(tensors: list[Tensor]) -> Iterator[None]:
+    before = [tensor.grad for tensor in tensors]
+    for tensor in tensors:
+        tensor.grad = torch.zeros_like(tensor)
+    yield
+    for tensor, gradient in zip(tensors, before, strict=True):
+        tensor.grad = gradient
 
 
 def refresh_forward_weights(engine: Any, stage: int, module: nn.Module, whole: Any) -> None:

@@ -21,6 +21,7 @@ from pipeline.ranks import agree, from_rank0, rank, world_size
 from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder
 from pipeline.seeds import derive_key
+from pipeline.train import state
 from pipeline.train.evaluation import Evaluator
 from pipeline.train.flops import peak_flops
 from pipeline.train.health import Health
@@ -97,8 +98,7 @@ class TrainingRun:
     @property
     def layout(self) -> dict[str, Any]:
         """How the run is spread and computed: what may change when it is resumed."""
-        stage = self.recipe.engine.zero_stage
-        return {"zero_stage": stage, "world_size": world_size(), "dtype": self.dtype}
+        return {**state.layout(self.recipe, world_size()), "dtype": self.dtype}
 
     def close(self) -> None:
         """Leave the run's folder to others."""

@@ -19,9 +19,14 @@ from data_prep.plan import prepare_hash
 from data_prep.secrets import redact
 from data_prep.shards import Prepared
 from pipeline.models.build import parameter_count
-from pipeline.optim.build import build_optimizer, noise_plugins
+from pipeline.optim.build import (
+    build_optimizer,
+    check_small_states,
+    noise_plugins,
+    sam_plugins,
+)
 from pipeline.optim.registry import optimizer_class
-from pipeline.protocols import StepPlugin
+from pipeline.protocols import Engine, StepPlugin
 from pipeline.ranks import agree, barrier, from_rank0, rank, world_size
 from pipeline.recipe import Recipe
 from pipeline.recipe.deepspeed import derive_deepspeed, resolve_dtype, template_path
@@ -29,7 +34,14 @@ from pipeline.run_folder import RunFolder
 from pipeline.sparsity.build import build_plugins
 from pipeline.train import state
 from pipeline.train.checkpoint import resolve_resume
-from pipeline.train.engine import DeepSpeedEngine, check_config, init_distributed, shut_down
+from pipeline.train.ddp_engine import DDPEngine
+from pipeline.train.engine import (
+    DeepSpeedEngine,
+    check_config,
+    check_machine,
+    init_distributed,
+    shut_down,
+)
 from pipeline.train.launcher import Launchers
 from pipeline.train.lock import RunLock
 from pipeline.train.loggers import check_loggers
@@ -79,25 +91,30 @@ def start_run(
     `module` and `plugins` replace what the recipe would build: the seam that tests and methods use.
     """
     accumulation = recipe.accumulation(world_size())
-    optimizer_class(recipe.optim.name, recipe.engine.zero_stage)  # refused before memory is taken
+    dtype = run_dtype(recipe)
+    config = engine_config(recipe, world_size(), dtype)  # refused before any memory is taken
+    if config is not None:
+        check_machine(config)
     check_loggers(recipe.run.loggers)
     prepared = open_prepared(recipe)
     lock = agree(lambda: RunLock(recipe.run_folder) if rank() == 0 else None)
     resume_from = from_rank0(
         lambda: resolve_resume(recipe.run.resume, RunFolder(recipe.run_folder).checkpoints)
     )
-    dtype = run_dtype(recipe)
     if resume_from is not None:  # refused before any memory is taken and any file is written
-        from_rank0(lambda: state.check_fits(resume_from, recipe, prepared, dtype))
-    config = derive_deepspeed(recipe, world_size(), dtype)
-    check_config(config, template_path(recipe))
+        from_rank0(lambda: state.check_fits(resume_from, recipe, prepared, dtype, world_size()))
     module = module or agree(lambda: build_module(recipe, prepared))
     if plugins is None:
-        plugins = [*build_plugins(recipe), *noise_plugins(recipe)]
+        plugins = [*build_plugins(recipe), *sam_plugins(recipe), *noise_plugins(recipe)]
     for plugin in plugins:
         plugin.setup(module)
     optimizer = build_optimizer(recipe.optim, module)
-    engine = DeepSpeedEngine(module, optimizer, config)
+    engine: Engine
+    if config is None:
+        clip = recipe.optim.gradient_clip_norm
+        engine = DDPEngine(module, optimizer, recipe.engine, dtype, clip)
+    else:
+        engine = DeepSpeedEngine(module, optimizer, config)
     from_rank0(lambda: _describe(recipe, config, engine.device))
     run = TrainingRun(recipe, prepared, module, engine, list(plugins), dtype, resume_from, lock)
     _announce(run, accumulation, resume_from)
@@ -130,12 +147,27 @@ def run_dtype(recipe: Recipe) -> str:
     return resolve_dtype(recipe, cuda_bf16=cuda_bf16)
 
 
-def _describe(recipe: Recipe, config: dict[str, Any], device: torch.device) -> None:
+def engine_config(recipe: Recipe, devices: int, dtype: str) -> dict[str, Any] | None:
+    """The DeepSpeed JSON of `devices` devices, checked; None where DeepSpeed does not train.
+
+    RecipeError for an optimizer that the engine cannot work with, and for a JSON that does not fit.
+    """
+    optimizer_class(recipe.optim.name, recipe.engine.zero_stage)
+    check_small_states(recipe)
+    if recipe.engine.kind == "ddp":
+        return None
+    config = derive_deepspeed(recipe, devices, dtype)
+    check_config(config, template_path(recipe))
+    return config
+
+
+def _describe(recipe: Recipe, config: dict[str, Any] | None, device: torch.device) -> None:
     """Write what ran, with what, where, into the run folder."""
     folder = RunFolder(recipe.run_folder)
     folder.root.mkdir(parents=True, exist_ok=True)
     write_atomic(folder.config, recipe.to_yaml())
-    write_atomic(folder.root / "ds_config.json", json.dumps(config, indent=2) + "\n")
+    if config is not None:
+        write_atomic(folder.root / "ds_config.json", json.dumps(config, indent=2) + "\n")
     command = [os.path.relpath(sys.argv[0]), *sys.argv[1:]]
     write_atomic(folder.root / "command.txt", redact(" ".join(command)) + "\n")
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
@@ -165,7 +197,7 @@ def _announce(run: TrainingRun, accumulation: int, resume_from: Path | None) -> 
     recipe, batch = run.recipe, run.recipe.batch
     run.monitor.say(
         f"{recipe.run.name}: {parameter_count(run.module) / 1e6:.2f} M parameters, {run.dtype}, "
-        f"ZeRO {recipe.engine.zero_stage}, {world_size()} x {run.engine.device.type}"
+        f"{recipe.engine.label}, {world_size()} x {run.engine.device.type}"
     )
     run.monitor.say(
         f"batch {batch.global_batch} = {world_size()} devices x {batch.micro_batch} micro-batch x "

@@ -44,6 +44,18 @@ def identity(recipe: Recipe, prepared: Prepared, dtype: str) -> dict[str, Any]:
     }
 
 
+_OF_EACH_RANK = {"powersgd", "post_local_sgd"}  # hooks that keep something of every rank
+
+
+def layout(recipe: Recipe, world_size: int) -> dict[str, Any]:
+    """How a run is spread: what may change when it is resumed."""
+    engine = recipe.engine
+    return {
+        "engine": engine.kind, "comm_hook": engine.comm_hook, "zero_stage": engine.zero_stage,
+        "world_size": world_size,
+    }  # fmt: skip
+
+
 def differences(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
     """`key: saved -> now` for every leaf that differs."""
     lines = []
@@ -75,9 +87,12 @@ def _with_newer_keys(saved: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
 FORMAT = 2
 
 
-def check_fits(folder: Path, recipe: Recipe, prepared: Prepared, dtype: str) -> None:
-    """RecipeError with all differences when the checkpoint is of another run. ZeRO stage, number of
-    ranks and micro-batch may change, and weights saved in fp32 may go on in half precision."""
+def check_fits(
+    folder: Path, recipe: Recipe, prepared: Prepared, dtype: str, world_size: int
+) -> None:
+    """RecipeError with all differences when the checkpoint is of another run. Engine, ZeRO stage,
+    number of ranks and micro-batch may change, and what was saved in fp32 may go on in half
+    precision; with a hook that keeps something of each rank, hook and ranks may not."""
     trainer = read_trainer(folder)
     if trainer["format"] != FORMAT:
         raise RecipeError(
@@ -88,6 +103,12 @@ def check_fits(folder: Path, recipe: Recipe, prepared: Prepared, dtype: str) -> 
     if saved["precision"]["dtype"] == "fp32":
         saved = saved | {"precision": {"dtype": dtype}}
     lines = differences(saved, identity(recipe, prepared, dtype))
+    was, now = (
+        {key: spread[key] for key in ("comm_hook", "world_size")}
+        for spread in (trainer, layout(recipe, world_size))
+    )
+    if {was["comm_hook"], now["comm_hook"]} & _OF_EACH_RANK:
+        lines += differences(was, now)
     if lines:
         raise RecipeError(
             f"{folder} cannot be resumed with this recipe:\n  "
@@ -98,7 +119,8 @@ def check_fits(folder: Path, recipe: Recipe, prepared: Prepared, dtype: str) -> 
 
 def conversions(trainer: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What is not as it was when the checkpoint was saved, though it may go on, in words."""
-    words = {"zero_stage": "ZeRO stage", "world_size": "ranks", "dtype": "precision"}
+    words = {"engine": "engine", "zero_stage": "ZeRO stage", "world_size": "ranks",
+             "dtype": "precision"}  # fmt: skip
     return [
         f"{words[key]} {trainer[key]} -> {now[key]}" for key in words if trainer[key] != now[key]
     ]

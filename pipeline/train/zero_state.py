@@ -45,14 +45,6 @@ def _scaler(engine: Any) -> Any:
     return getattr(optimizer, "loss_scale_config", getattr(optimizer, "loss_scaler", None))
 
 
-def group_numbers(engine: Any) -> list[dict[str, Any]]:
-    """What the optimizer counts by group of parameters; some count their steps there."""
-    return [
-        {k: v for k, v in group.items() if isinstance(v, bool | int | float) and k != "lr"}
-        for group in inner_optimizer(engine).param_groups
-    ]
-
-
 def loss_scale(engine: Any) -> float:
     """The factor that gradients carry between backward and step (1 without fp16)."""
     optimizer = engine.optimizer

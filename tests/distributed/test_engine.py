@@ -1,7 +1,9 @@
-"""The engine's promises at every ZeRO stage, on two ranks, against plain PyTorch on one."""
+"""The promises of both engines, at every ZeRO stage, on two ranks, against plain PyTorch on one."""
 
 from __future__ import annotations
 
+import itertools
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from torch import nn
 from tests.ranks import run_ranks
 
 LR = 0.05
+DDP = -1  # in the place of a ZeRO stage: the other engine
 
 
 def build_module() -> nn.Module:
@@ -38,9 +41,11 @@ def ds_config(stage: int, dtype: str, clip: float) -> dict[str, Any]:
     }
 
 
-def make_engine(stage: int, dtype: str = "fp32", clip: float = 0.0) -> Any:
+def make_engine(stage: int, dtype: str = "fp32", clip: float = 0.0, config: Any = None) -> Any:
     from deepspeed.accelerator import get_accelerator
 
+    from pipeline.recipe.engine import EngineConfig
+    from pipeline.train.ddp_engine import DDPEngine
     from pipeline.train.engine import DeepSpeedEngine, init_distributed
 
     if dtype == "fp16":  # the loss-scaling logic, on a CPU that cannot do fp16 by itself
@@ -48,7 +53,9 @@ def make_engine(stage: int, dtype: str = "fp32", clip: float = 0.0) -> Any:
     init_distributed(2)
     module = build_module()
     optimizer = torch.optim.AdamW(module.parameters(), lr=LR, weight_decay=0.1)
-    return DeepSpeedEngine(module, optimizer, ds_config(stage, dtype, clip))
+    if stage == DDP:
+        return DDPEngine(module, optimizer, EngineConfig(kind="ddp"), dtype, clip)
+    return DeepSpeedEngine(module, optimizer, config or ds_config(stage, dtype, clip))
 
 
 def accumulate(engine: Any, step: int) -> None:
@@ -56,9 +63,11 @@ def accumulate(engine: Any, step: int) -> None:
     dtype = next(engine.module.parameters()).dtype
     rows = range(engine.rank * 4, engine.rank * 4 + 4)
     for micro in (rows[:2], rows[2:]):
-        out = engine.forward(x[list(micro)].to(dtype))
-        loss = ((out.float() - y[list(micro)]) ** 2).sum() / 24
-        engine.backward(loss, last=micro[-1] == rows[-1])
+        last = micro[-1] == rows[-1]
+        with nullcontext() if last else engine.no_sync():
+            out = engine.forward(x[list(micro)].to(dtype))
+            loss = ((out.float() - y[list(micro)]) ** 2).sum() / 24
+            engine.backward(loss, last=last)
 
 
 def reference(steps: int, clip: float = 0.0, gradient: torch.Tensor | None = None) -> nn.Module:
@@ -94,7 +103,7 @@ def rank_steps(rank: int, stage: int, clip: float) -> Any:
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.05])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [DDP, 0, 1, 2, 3])
 def test_two_ranks_with_accumulation_equal_one_big_batch(stage: int, clip: float) -> None:
     for parameters, norm in run_ranks(2, rank_steps, stage, clip):
         assert_same(parameters, reference(4, clip))
@@ -111,7 +120,7 @@ def rank_discard(rank: int, stage: int) -> Any:
     return full(engine)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [DDP, 0, 1, 2, 3])
 def test_a_discarded_gradient_leaves_no_trace(stage: int) -> None:
     for parameters in run_ranks(2, rank_discard, stage):
         assert_same(parameters, reference(4))
@@ -139,8 +148,10 @@ def rank_full_access(rank: int, stage: int, dtype: str) -> Any:
     return seen, read_back, moment, moment_set, after, engine.get_parameter(first), got_out, norm
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("stage", "dtype"),
+    [(DDP, "fp32"), (DDP, "bf16"), *itertools.product(range(4), ("fp32", "bf16", "fp16"))],
+)
 def test_full_gradients_parameters_and_moments(stage: int, dtype: str) -> None:
     tolerance = {"fp32": 2e-6, "bf16": 2e-2, "fp16": 2e-3}[dtype]
     wanted = torch.linspace(-1, 1, 35).reshape(7, 5)
@@ -183,7 +194,7 @@ def rank_nan(rank: int, stage: int) -> Any:
     return results
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [DDP, 0, 1, 2, 3])
 def test_a_nan_on_one_rank_is_an_overflow_on_all_and_changes_nothing(stage: int) -> None:
     for results in run_ranks(2, rank_nan, stage):
         assert results == ["applied", "overflow", "applied", "applied"]

@@ -6,12 +6,44 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed.test_ddp import DDP, trained
 from tests.distributed.training import train_recipe
 from tests.pipeline.tiny import losses, write_recipe
 from tests.ranks import run_ranks
 
 SGD = ["optim.name=sgd", "optim.options={momentum: 0.9}", "optim.lr=0.05"]
 LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [["optim.name=muon"], ["optim.name=soap"], pytest.param(["optim.name=lamb"], marks=LONG),
+     pytest.param(["optim.name=lars", "optim.lr=0.5"], marks=LONG),
+     pytest.param(["optim.name=shampoo", "optim.lr=0.1"], marks=LONG)],
+    ids=str,
+)  # fmt: skip
+def test_those_of_whole_matrices_train_and_resume_on_ddp(
+    tmp_path: Path, optimizer: list[str]
+) -> None:
+    if optimizer != ["optim.name=muon"]:
+        pytest.importorskip("pytorch_optimizer")
+    changes = [*DDP, *optimizer]
+    straight, resumed = trained(tmp_path, "mlstm", {"straight": changes}, changes)
+    assert len(straight) == 6 and straight[-1] < straight[0]
+    assert resumed == straight
+    run_ranks(
+        1, train_recipe, str(write_recipe(tmp_path, "mlstm")), ["run.name=one", *changes], None
+    )
+    assert straight == pytest.approx(losses(tmp_path / "runs/one"), abs=1e-3)
+
+
+def test_eight_bits_train_and_resume(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    wide = ["model.hidden=64", *DDP]  # small tensors are not rounded
+    small = [*wide, "optim.name=bnb_adamw8bit"]
+    exact, straight, resumed = trained(tmp_path, "mlstm", {"exact": wide, "straight": small}, small)
+    assert straight == pytest.approx(exact, abs=0.05) and straight != exact
+    assert resumed == straight
 
 
 @pytest.mark.parametrize(

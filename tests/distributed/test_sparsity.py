@@ -67,8 +67,10 @@ def rank_train(rank: int, recipe: str, overrides: list[str], stop_at: int | None
     return seen, weights, plugin.plugin_state()
 
 
+DDP = -1  # in the place of a stage: the other engine
 CASES = [
     # stage, dtype, block, changes; pairs of what could interact
+    (DDP, "bf16", 1, {}),
     (0, "fp32", 1, {}),
     (1, "fp32", 8, {"executor": "gather"}),
     (2, "bf16", 1, {"skip_optimizer_step": False}),
@@ -86,10 +88,10 @@ CASES = [
 def test_masks_hold_and_resume_is_exact(
     tmp_path: Path, stage: int, dtype: str, block: int, changes: dict[str, Any]
 ) -> None:
+    engine = {"kind": "ddp"} if stage == DDP else {"zero_stage": stage}
     recipe = sparse_recipe(
-        tmp_path, sparsity={"block": block, **changes}, engine__zero_stage=stage,
-        precision__dtype=dtype,
-    )  # fmt: skip
+        tmp_path, sparsity={"block": block, **changes}, engine=engine, precision__dtype=dtype
+    )
     straight = run_ranks(2, rank_train, recipe, ["run.name=straight"], None)
     run_ranks(2, rank_train, recipe, ["run.name=cut"], 8)
     cut = run_ranks(2, rank_train, recipe, ["run.name=cut", "run.resume=must"], None)

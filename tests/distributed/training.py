@@ -21,6 +21,13 @@ def train(run: Any, stop: Callable[[], bool] | None = None) -> None:
     run.close()
 
 
+def train_recipes(rank: int, path: str, runs: list[tuple[list[str], int | None]]) -> None:
+    """Several runs of a recipe one after another, each as `train_recipe` has it: starting ranks
+    takes longer than they train."""
+    for overrides, stop_at in runs:
+        train_recipe(rank, path, overrides, stop_at)
+
+
 def train_recipe(rank: int, path: str, overrides: list[str], stop_at: int | None = None) -> None:
     """What `run_ranks` runs to train a recipe, asked to stop when `stop_at` steps are applied."""
     from pipeline.recipe import load_recipe

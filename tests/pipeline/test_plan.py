@@ -63,6 +63,18 @@ def test_zero_shards_what_it_should(
     assert tuple(share) == pytest.approx(bytes_of)
 
 
+@pytest.mark.parametrize(("dtype", "bytes_of"), [("fp32", (8, 4, 8)), ("bf16", (12, 6, 8))])
+def test_ddp_keeps_gradients_twice_and_sam_the_weights(
+    tmp_path: Path, dtype: str, bytes_of: tuple[float, ...]
+) -> None:
+    path = write_recipe(tmp_path, "mlstm", engine__kind="ddp", optim__sam_rho=0.1)
+    recipe = load_recipe(path)
+    module = meta_module(recipe)
+    found = memory_of(recipe, module, 4, dtype)
+    share = [found[name] / parameter_count(module) for name in ("optimizer", "buckets", "climb")]
+    assert tuple(share) == pytest.approx(bytes_of)
+
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "gpt2": {"n_layer": 5, "n_head": 2, "n_embd": 32, "n_positions": 16, "resid_pdrop": 0.0,
              "embd_pdrop": 0.0, "attn_pdrop": 0.0},
