@@ -69,12 +69,9 @@ def _executor(step: Any, cluster: Cluster, logs: str) -> Any:
 
         if cluster.partition is None:
             raise RecipeError("submit --engine slurm needs --partition, the queue to run in")
-        for key, value in (
-            ("--partition", cluster.partition),
-            ("--time", cluster.time),
-            ("data.folder", os.path.abspath(logs)),
-        ):
-            _check_plain(key, value)
+        _check_plain("--partition", cluster.partition)
+        _check_plain("--time", cluster.time)
+        _check_plain("data.folder", os.path.abspath(logs))
         return SlurmPipelineExecutor(
             **shared,
             time=cluster.time,

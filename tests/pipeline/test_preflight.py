@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from data_prep.errors import DataError, PipelineError, RecipeError
+from pipeline.__main__ import parse
 from pipeline.preflight import inputs, machine, micro_batch, network, preflight, quick, room
 from pipeline.preflight.dry import valid_module
 from pipeline.recipe import Recipe, load_recipe
@@ -159,3 +160,8 @@ def test_one_process_is_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(RecipeError, match="under deepspeed, torchrun or srun"):
         network.meet()
+
+
+def test_the_rank_that_deepspeed_puts_before_the_command_is_accepted() -> None:
+    found = parse(["--local_rank=1", "preflight", "recipe.yaml", "run.steps=1", "--dist"])
+    assert (found.command, found.dist, found.overrides) == ("preflight", True, ["run.steps=1"])
