@@ -11,52 +11,55 @@ from typing import Any
 
 from data_prep.errors import DataError, RecipeError
 from data_prep.shards import Prepared
-from pipeline.evaluate.heldout import heldout
+from pipeline.evaluate.heldout import heldout, text_loss
 from pipeline.evaluate.last_word import last_word
 from pipeline.evaluate.model import LanguageModel
 from pipeline.evaluate.samples import samples
 from pipeline.evaluate.sentiment import sentiment
 from pipeline.evaluate.transfer import transfer
+from pipeline.evaluate.walk import Reading
 from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder, StageOutput
 
 
 def evaluate_model(recipe: Recipe) -> StageOutput:
-    """Write evals/heldout.json, and samples.json, sentiment.json, transfer.json and last_word.json
-    where the recipe asks for them.
+    """Write evals/heldout.json, and the other files of its folder that the recipe asks for.
 
     RecipeError when one of them exists already; DataError when there is no export, when it was made
     with another tokenizer, or when an evaluation's text is not what the recipe says.
     """
     started = time.monotonic()
     run = RunFolder(recipe.run_folder)
-    names = ["heldout"]
-    names += ["samples"] if recipe.eval.prompts else []
-    names += ["sentiment"] if recipe.eval.sentiment else []
-    names += ["transfer"] if recipe.eval.transfer else []
-    names += ["last_word"] if recipe.eval.last_word else []
+    section = recipe.eval
+    asked = {
+        "texts": section.texts, "samples": section.prompts, "sentiment": section.sentiment,
+        "transfer": section.transfer, "last_word": section.last_word,
+    }  # fmt: skip
+    names = ["heldout", *(name for name, wanted in asked.items() if wanted)]
     paths = {name: run.evals / f"{name}.json" for name in names}
     for path in paths.values():
         if path.exists():
             raise RecipeError(f"{path} exists, and nothing is overwritten: move it away")
     model = LanguageModel.load(recipe.export_folder)
     results: dict[str, Any] = {"heldout": _heldout(recipe, model)}
-    if recipe.eval.prompts:
-        section = recipe.eval
+    results["texts"] = {
+        name: text_loss(model, name, path, _reading(recipe)) for name, path in section.texts.items()
+    }
+    if section.prompts:
         results["samples"] = samples(
             model, section.prompts, section.sample_tokens, section.temperature, recipe.run.seed
         )
-    if recipe.eval.sentiment:
+    if section.sentiment:
         results["sentiment"] = sentiment(
-            model, recipe.eval.sentiment, recipe.data.clean, recipe.run.seed
+            model, section.sentiment, recipe.data.clean, recipe.run.seed
         )
     results["transfer"] = {
-        name: transfer(model, name, section, recipe.data.clean, recipe.run.seed)
-        for name, section in recipe.eval.transfer.items()
+        name: transfer(model, name, texts, recipe.data.clean, recipe.run.seed)
+        for name, texts in section.transfer.items()
     }
     results["last_word"] = {
-        name: last_word(model, section, recipe.data.clean, recipe.run.seed)
-        for name, section in recipe.eval.last_word.items()
+        name: last_word(model, passages, recipe.data.clean, recipe.run.seed)
+        for name, passages in section.last_word.items()
     }
     outputs = [run.write_json(paths[name], results[name]) for name in names]
     counts = {
@@ -64,7 +67,7 @@ def evaluate_model(recipe: Recipe) -> StageOutput:
         "tokens": results["heldout"]["tokens"],
         "seconds": round(time.monotonic() - started, 3),
     }
-    if recipe.eval.sentiment:
+    if section.sentiment:
         counts["sentiment_accuracy"] = results["sentiment"]["accuracy"]
     for name, found in (results["transfer"] | results["last_word"]).items():
         counts[f"{name}_accuracy"] = found["accuracy"]
@@ -79,12 +82,11 @@ def _heldout(recipe: Recipe, model: LanguageModel) -> dict[str, Any]:
             f"{recipe.export_folder} reads tokenizer {model.tokenizer.fingerprint[:12]}, "
             f"{prepared.folder} holds {prepared.tokenizer_fingerprint[:12]}: correct data.folder"
         )
-    result = heldout(
-        model,
-        prepared.split("test"),
-        recipe.batch.window_tokens,
-        recipe.eval.batch,
-        recipe.eval.max_tokens,
-    )
+    result = heldout(model, prepared.split("test"), _reading(recipe), recipe.eval.max_tokens)
     unigram = prepared.manifest["splits"]["test"]["unigram_bits_per_byte"]
     return {"split": "test"} | result | {"unigram_bits_per_byte": unigram}
+
+
+def _reading(recipe: Recipe) -> Reading:
+    window = recipe.batch.window_tokens
+    return Reading(window, recipe.eval.stride_tokens or window, recipe.eval.batch)

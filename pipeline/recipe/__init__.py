@@ -79,7 +79,7 @@ class Recipe(Section):
 
     def evaluation_files(self) -> dict[str, Path]:
         """The files of texts to judge by that come after training, by the key that names them."""
-        found = {}
+        found = {f"eval.texts.{name}": Path(path) for name, path in self.eval.texts.items()}
         if self.eval.sentiment:
             found["eval.sentiment.path"] = Path(self.eval.sentiment.path)
         for name, section in self.eval.transfer.items():
@@ -140,6 +140,12 @@ def _cross_check(recipe: Recipe) -> None:
         raise RecipeError(
             "batch.ramp with sparsity.kind=mixed: the plan's phases are shares of updates, whose "
             "tokens would differ; remove one of them"
+        )
+    stride = recipe.eval.stride_tokens
+    if stride is not None and stride > recipe.batch.window_tokens:
+        raise RecipeError(
+            f"eval.stride_tokens={stride} is longer than batch.window_tokens="
+            f"{recipe.batch.window_tokens}: the tokens between two windows would be left out"
         )
     warmup = recipe.optim.warmup_length(recipe.batch)
     if warmup >= recipe.run.steps and warmup:
