@@ -111,6 +111,6 @@ def _words(tokenizer: Tokenizer, split: Split, tokens: int) -> int:
     for at in range(1, tokens + 1, _DECODED_TOKENS):
         ids = split.read(at, min(at + _DECODED_TOKENS, tokens + 1))
         # The special token between documents vanishes: it would join the words beside it.
-        ends = [] if tokenizer.end_id is None else np.flatnonzero(ids == tokenizer.end_id)
+        ends = np.flatnonzero(ids == tokenizer.end_id)  # none where there is no such token
         words += sum(len(tokenizer.decode(piece).split()) for piece in np.split(ids, ends))
     return words
