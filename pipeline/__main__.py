@@ -5,6 +5,7 @@ python -m pipeline run studies/demo_seeds.yaml --detach  all arms of a study
 python -m pipeline status recipes/demo_mlstm.yaml        what is done, what would run and why
 python -m pipeline compare runs/a runs/b                 two runs side by side
 python -m pipeline sample runs/a/export "This is"        text from an exported model
+python -m pipeline score runs/a/export arc.jsonl --task arc_easy     a task judged by likelihood
 python -m pipeline init reviews.csv --minutes 30         a recipe for your own text
 python -m pipeline advise runs/a                         batch and rate for its next run
 python -m pipeline plan RECIPE --devices 8               memory, hours, traffic, money of a run
@@ -15,14 +16,16 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import get_args
 
 from data_prep.errors import run_main
+from pipeline.recipe.tasks import TaskConfig, TaskName
 
 _STAGES = {
     "pretrain": "train the model (starts the processes itself)",
     "export": "write a folder that transformers loads",
     "finetune": "train a classifier from the export",
-    "evaluate": "held-out loss, sentiment and samples of the export",
+    "evaluate": "held-out loss, tasks, sentiment and samples of the export",
     "report": "write report.html and report.md",
 }
 
@@ -67,8 +70,22 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--clamp", action="append", default=[], type=_clamp, metavar="UNIT=VALUE",
         help="mLSTM: hold a unit of the last layer at a value; may be repeated",
     )  # fmt: skip
+    _score(commands)
     commands.add_parser("keys", help="explain every recipe key with type, unit and default")
     return parser.parse_args(argv)
+
+
+def _score(commands: argparse._SubParsersAction) -> None:
+    text = "judge a model by a task from a file: the likeliest of some options, or the last word"
+    score = commands.add_parser("score", help=text, description=text)
+    score.add_argument("export", type=Path, help="folder of an export, or of any causal model")
+    score.add_argument("file", type=Path, help="JSON lines of examples, plain, .gz or .xz")
+    score.add_argument("--task", choices=get_args(TaskName), required=True, help="what they are")
+    score.add_argument("--shots", type=int, default=0, help="answered examples shown (default 0)")
+    score.add_argument("--shots-file", type=Path, help="where those are drawn from (default FILE)")
+    score.add_argument("--limit", type=int, help="examples judged, from the first on (default all)")
+    score.add_argument("--seed", type=int, default=0, help="of shots and intervals (default 0)")
+    score.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
 
 
 def _clamp(text: str) -> tuple[int, float]:
@@ -126,6 +143,17 @@ def main(argv: list[str]) -> None:
             arguments.export, arguments.prompts, arguments.tokens, arguments.temperature,
             arguments.seed, dict(arguments.clamp),
         )  # fmt: skip
+    elif arguments.command == "score":
+        from data_prep.recipe.loader import validate
+        from pipeline.evaluate.tasks.run import print_score
+
+        tree = {
+            "task": arguments.task, "path": str(arguments.file), "shots": arguments.shots,
+            "shots_path": arguments.shots_file and str(arguments.shots_file),
+            "limit": arguments.limit,
+        }  # fmt: skip
+        section = validate(TaskConfig, tree, "score")
+        print_score(arguments.export, section, arguments.seed, arguments.json)
     elif arguments.command == "keys":
         from data_prep.recipe.loader import describe
         from pipeline.recipe import Recipe

@@ -88,6 +88,10 @@ class Recipe(Section):
                     found[f"eval.transfer.{name}.{key}"] = Path(path)
         for name, passages in self.eval.last_word.items():
             found[f"eval.last_word.{name}.path"] = Path(passages.path)
+        for number, task in enumerate(self.eval.tasks):
+            for key in ("path", "shots_path"):
+                if path := getattr(task, key):
+                    found[f"eval.tasks.{number}.{key}"] = Path(path)
         return found
 
     def accumulation(self, world_size: int) -> int:

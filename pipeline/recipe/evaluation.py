@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from data_prep.recipe.section import Section
+from pipeline.recipe.tasks import TaskConfig
 from pipeline.recipe.transfer import TransferConfig
 
 
@@ -64,6 +65,9 @@ class EvalConfig(Section):
     )
     last_word: dict[str, LastWordConfig] = Field(
         default_factory=dict, description="sets of passages whose last word is predicted"
+    )
+    tasks: list[TaskConfig] = Field(
+        default_factory=list, description="tasks judged by likelihood: HellaSwag and its like"
     )
     prompts: list[str] = Field(default_factory=list, description="beginnings of generated samples")
     sample_tokens: int = Field(default=160, ge=1, description="tokens generated per prompt")
