@@ -16,6 +16,8 @@ from pipeline.evaluate.pooling import position_limit
 from pipeline.export.scored.modeling_scored import ScoredForCausalLM
 from pipeline.models.mlstm.modeling_mlstm import MLSTMForCausalLM
 
+_TOKENIZER_FILES = ("tokenizer.*", "vocab.*", "spiece.model")
+
 
 class CausalLM:
     """The model in eval mode. Text is encoded as the folder's own tokenizer settings say, without
@@ -45,6 +47,9 @@ class CausalLM:
         """A model that was loaded before, with the tokenizer of its folder."""
         if not getattr(model.config, "has_probabilities", True):
             raise DataError(f"{folder}: its head gives no probabilities, which tasks are judged by")
+        # Without files, `transformers` may invent a tokenizer of hardly any ids.
+        if not any(any(Path(folder).glob(name)) for name in _TOKENIZER_FILES):
+            raise DataError(f"{folder} holds no tokenizer ({', '.join(_TOKENIZER_FILES)})")
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
