@@ -53,7 +53,8 @@ def write_lines(task: str, folder: Path, most: int) -> tuple[Path, Path]:
     if real.is_file():
         rows = [json.loads(line) for line in islice(read_text(real).splitlines(), most + 1)]
     else:
-        rows = [ROWS[task], ROWS[task]]
+        first = next(iter(ROWS[task]))  # the field that every example begins with
+        rows = [ROWS[task], ROWS[task] | {first: f"Other {ROWS[task][first]}"}]
     tested, shown = folder / "tested.jsonl", folder / "shown.jsonl"
     tested.write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]))
     shown.write_text(json.dumps(rows[-1]) + "\n")

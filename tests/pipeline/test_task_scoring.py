@@ -24,6 +24,7 @@ EXAMPLES = [
     Example(("A cup of warm ",) * 4, ("milk", "tea", "so very nice coffee", "m"), 2),
     Example(("Some tea was good", "Naïve milk was good"), ("and so was the cup",) * 2, 1),
     Example(("The tea", "The milk"), ("was nice again",) * 2, 0),
+    Example(("A", "b"), ("tea", "t"), 0),
     Example(("so " * 30 + "nice",) * 3, ("tea", "warm tea", "the tea"), 1),
     Example(("it is\n\n",), ("great",), 0),
 ]
@@ -93,7 +94,7 @@ def check(model: CausalLM, examples: list[Example]) -> bool:
     found, once = judge(model, make_requests(model, examples, [""] * len(examples)))
     for example, judgement in zip(examples, found, strict=True):
         expected = obvious(model, example)
-        np.testing.assert_allclose(judgement.log_prob, expected.log_prob, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(judgement.log_prob, expected.log_prob, rtol=2e-5, atol=1e-4)
         np.testing.assert_array_equal(judgement.greedy, expected.greedy)
     return once
 
@@ -146,6 +147,7 @@ def test_what_is_shared_is_laid_out_once() -> None:
     assert layout.longest == 5
 
 
+@torch.no_grad()
 def test_the_window_keeps_the_end(exports: dict[str, Path], tmp_path: Path) -> None:
     """A Transformer of 32 positions judges what it would after the last 32 tokens alone."""
     model = CausalLM.load(exported(tmp_path, "transformer").export_folder, "cpu")
