@@ -45,18 +45,23 @@ def judge(model: CausalLM, requests: Sequence[Request]) -> tuple[list[Judgement]
     """The judgement of each request, and whether what its options share was read once."""
     if model.recurrent:
         return _batched(model, requests, _streamed, (math.inf, _STREAMED_EXAMPLES)), True
-    limits = (_BATCH_TOKENS, math.inf)
     if max(len(request.options) for request in requests) > 1 and _can_share(model, requests):
-        return _batched(model, requests, _packed, limits), True
+        return _batched(model, requests, _packed, (_BATCH_TOKENS, math.inf)), True
+    return judge_alone(model, requests), False
+
+
+@torch.no_grad()
+def judge_alone(model: CausalLM, requests: Sequence[Request]) -> list[Judgement]:
+    """The judgements of any architecture but a recurrent one, each option as a row of its own."""
     rows = [
         request._replace(options=[option]) for request in requests for option in request.options
     ]
-    found = iter(_batched(model, rows, _plain, limits))
+    found = iter(_batched(model, rows, _plain, (_BATCH_TOKENS, math.inf)))
     own = [[next(found) for _ in request.options] for request in requests]
     return [
         Judgement(np.concatenate([j.log_prob for j in js]), np.concatenate([j.greedy for j in js]))
         for js in own
-    ], False
+    ]
 
 
 def _can_share(model: CausalLM, requests: Sequence[Request]) -> bool:
