@@ -138,35 +138,40 @@ def _plain(model: CausalLM, layout: Layout) -> tuple[Tensor, Tensor]:
 
 def _packed(model: CausalLM, layout: Layout) -> tuple[Tensor, Tensor]:
     """One example a row: every option follows the shared tokens in position and in sight."""
-    batch, options, tail = layout.tails.shape
+    _, options, tail = layout.tails.shape
     prefix, device = layout.prefix.shape[1], layout.prefix.device
-    ids = torch.cat([layout.prefix, layout.tails.flatten(1)], dim=1)
-    # 0 is the shared part, then the number of the option that a column belongs to.
-    owner = torch.cat([
-        torch.zeros(prefix, dtype=torch.int64, device=device),
-        torch.arange(1, options + 1, device=device).repeat_interleave(tail),
-    ])  # fmt: skip
     empty = (prefix - layout.prefix_lengths).unsqueeze(1)
-    columns = torch.arange(ids.shape[1], device=device)
-    real = (columns >= empty).unsqueeze(1)
-    seen = (owner == owner.unsqueeze(1)) | (owner == 0)
-    seen = seen & (columns <= columns.unsqueeze(1))
-    # Padding looks at itself, since a row of nothing would give no numbers.
-    seen = (seen & real) | torch.eye(ids.shape[1], dtype=torch.bool, device=device)
-    dtype = model.model.dtype
-    mask = torch.zeros(seen.shape, dtype=dtype, device=device)
-    mask.masked_fill_(~seen, torch.finfo(dtype).min)
-    inside = torch.cat([torch.arange(prefix, device=device),
-                        prefix + torch.arange(tail, device=device).repeat(options)])  # fmt: skip
+    places = [prefix + torch.arange(tail, device=device)] * options
     # Padding stands at positions that the model has.
-    positions = (inside - empty).clamp(0, layout.longest - 1)
+    positions = torch.cat([torch.arange(prefix, device=device), *places]) - empty
     logits = _last_logits(
-        model, 1 + options * tail,
-        input_ids=ids, attention_mask=mask.unsqueeze(1), position_ids=positions,
-    )  # fmt: skip
-    rows, which, places = layout.judged.unbind(1)
-    at = torch.where(places > 0, which * tail + places, 0)
+        model,
+        1 + options * tail,
+        input_ids=torch.cat([layout.prefix, layout.tails.flatten(1)], dim=1),
+        attention_mask=_packed_mask(layout, model.model.dtype),
+        position_ids=positions.clamp(0, layout.longest - 1),
+    )
+    rows, which, columns = layout.judged.unbind(1)
+    at = torch.where(columns > 0, which * tail + columns, 0)
     return _compare(logits[rows, at], layout.targets)
+
+
+def _packed_mask(layout: Layout, dtype: torch.dtype) -> Tensor:
+    """(B, 1, T, T), to be added to attention scores: 0 where a column sees another."""
+    _, options, tail = layout.tails.shape
+    prefix, device = layout.prefix.shape[1], layout.prefix.device
+    # 0 is the shared part, then the number of the option that a column belongs to.
+    owner = torch.arange(options + 1, device=device).repeat_interleave(
+        torch.tensor([prefix, *[tail] * options], device=device)
+    )
+    columns = torch.arange(len(owner), device=device)
+    real = columns >= (prefix - layout.prefix_lengths).unsqueeze(1)
+    seen = (owner == owner.unsqueeze(1)) | (owner == 0)
+    seen = seen & (columns <= columns.unsqueeze(1)) & real.unsqueeze(1)
+    # Padding looks at itself, since a row of nothing would give no numbers.
+    seen = seen | torch.eye(len(owner), dtype=torch.bool, device=device)
+    mask = torch.zeros(seen.shape, dtype=dtype, device=device)
+    return mask.masked_fill_(~seen, torch.finfo(dtype).min).unsqueeze(1)
 
 
 def _last_logits(model: CausalLM, kept: int, **inputs: Tensor) -> Tensor:
@@ -182,7 +187,7 @@ def _streamed(model: CausalLM, layout: Layout) -> tuple[Tensor, Tensor]:
     The shared part is padded on the left, and the state is zeroed where it begins: what a recurrent
     model has read, padding too, stays in its state.
     """
-    batch, options, tail = layout.tails.shape
+    _, options, tail = layout.tails.shape
     nats = torch.empty(len(layout.targets), device=layout.prefix.device)
     hits = torch.empty(len(layout.targets), dtype=torch.bool, device=layout.prefix.device)
     columns = torch.arange(layout.prefix.shape[1], device=layout.prefix.device)
