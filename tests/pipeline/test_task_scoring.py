@@ -103,7 +103,7 @@ def check(model: CausalLM, examples: list[Example]) -> bool:
 def test_as_one_option_after_the_other(
     model: CausalLM, monkeypatch: pytest.MonkeyPatch, batch_tokens: int
 ) -> None:
-    monkeypatch.setattr(scoring, "_BATCH_TOKENS", batch_tokens)
+    monkeypatch.setitem(scoring._BATCH_TOKENS, "cpu", batch_tokens)
     monkeypatch.setattr(scoring, "_STREAMED_EXAMPLES", 1 + batch_tokens // 200)
     monkeypatch.setattr(scoring, "_STREAMED_STEPS", 3 if batch_tokens == 300 else 128)
     once = check(model, EXAMPLES)
