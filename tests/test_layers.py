@@ -27,7 +27,8 @@ ORDER = (
     "pipeline.train", "pipeline.export",
     "pipeline.evaluate", "pipeline.audit", "pipeline.finetune", "pipeline.report",
     "pipeline.watch", "pipeline.init",
-    "pipeline.plan", "pipeline.preflight", "pipeline.stages", "pipeline.__main__",
+    "pipeline.plan", "pipeline.preflight", "pipeline.stages", "pipeline.arguments",
+    "pipeline.__main__",
 )  # fmt: skip
 # Neighbours that know nothing of each other: what joins them stands further right.
 STRANGERS = (

@@ -1,36 +1,34 @@
-"""Held-out loss of an exported model over a split, in every unit of `pipeline.data.units`.
+"""Loss of an exported model on text it has not seen, in units that can be compared.
 
-A recurrent model walks the split in parallel lanes and carries its state, zeroed where the split
-says so. A Transformer reads windows that do not overlap. Every token but the first is predicted
-exactly once.
+The test split, or any text file as it stands.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from data_prep.errors import DataError
+from data_prep.files import read_text
 from data_prep.shards import Split
+from data_prep.tokenizers import Tokenizer
 from pipeline.data.units import loss_units
 from pipeline.evaluate.model import LanguageModel
+from pipeline.evaluate.walk import Reading, Total, walk
+
+_DECODED_TOKENS = 2**20  # at once, to count words
 
 
 def heldout(
-    model: LanguageModel, split: Split, window: int, batch: int, max_tokens: int
+    model: LanguageModel, split: Split, reading: Reading, max_tokens: int
 ) -> dict[str, Any]:
-    """Mean loss over the first `max_tokens` predicted tokens of `split`, and how many there were.
+    """Mean loss over the first `max_tokens` predicted tokens of `split`, and how it was read.
 
     `top1` and `top10` are the shares of tokens that were the likeliest, or among the ten. A head
-    without probabilities has these alone.
-
-    `batch` is the number of lanes or windows computed at once. DataError when the split is empty.
+    without probabilities has these alone. DataError when the split is empty.
     """
     tokens = min(split.tokens - 1, max_tokens)
     if tokens < 1 or not split.bytes:
@@ -38,45 +36,81 @@ def heldout(
             f"the {split.name} split holds {split.tokens} tokens, at least 2 are needed: raise "
             f"data.split.{split.name} or give more text"
         )
-    total, hits = 0.0, {1: 0, 10: 0}
-    with tqdm(total=tokens, desc=f"{split.name} loss", unit="tok", disable=None) as progress:
-        for rows in _row_groups(tokens, window, batch, model.recurrent):
-            for losses, ranks in _walk(model, split, rows, window):
-                total += float(losses.sum())
-                hits = {k: n + int((ranks < k).sum()) for k, n in hits.items()}
-                progress.update(len(losses))
-    units = loss_units(total / tokens, split) if model.has_probabilities else {}
-    return units | {f"top{k}": n / tokens for k, n in hits.items()} | {"tokens": tokens}
+    total = walk(model, split, range(tokens), reading)
+    units = {}
+    if model.has_probabilities:
+        words = _words(model.tokenizer, split, tokens)
+        units = loss_units(total.nats / tokens, split) | _per_word(total.nats, words)
+    return units | _counts(model, total, tokens, reading)
 
 
-def _row_groups(tokens: int, window: int, batch: int, recurrent: bool) -> Iterator[list[range]]:
-    """Pieces of the stream [0, tokens) to read side by side: all lanes, or some windows."""
-    windows = math.ceil(tokens / window)
-    length = math.ceil(tokens / min(batch, windows)) if recurrent else window
-    pieces = [range(at, min(at + length, tokens)) for at in range(0, tokens, length)]
-    for first in range(0, len(pieces), batch):
-        yield pieces[first : first + batch]
+def text_loss(
+    model: LanguageModel, name: str, path: Path | str, reading: Reading
+) -> dict[str, Any]:
+    """The same over all of a text file, which is read as it stands, as one document.
+
+    `unknown` is the share of its tokens that stand for words outside the vocabulary: bits per byte
+    of a tokenizer that has such a token leave out what those words were. DataError when the file
+    cannot be read or is empty.
+    """
+    text = read_text(Path(path))
+    if not text:
+        raise DataError(f"{path} is empty, expected text: correct eval.texts.{name}")
+    ids = model.tokenizer.encode_prompt(text)
+    # The frame before a document is given; without one, the first token cannot be predicted.
+    first = max(1, model.framing.prefix)
+    if len(ids) <= first:
+        raise DataError(f"{path} is a single token, at least 2 are needed: give more text")
+    tokens = len(ids) - first
+    total = walk(model, _Text(name, ids), range(first - 1, len(ids) - 1), reading)
+    units: dict[str, Any] = {}
+    if model.has_probabilities:
+        size = _Size(tokens, len(text.encode()), len(text))
+        units = loss_units(total.nats / tokens, size) | _per_word(total.nats, len(text.split()))
+    if (unknown := model.tokenizer.unknown_id) is not None:
+        units["unknown"] = float(np.mean(ids[first:] == unknown))
+    return units | _counts(model, total, tokens, reading)
 
 
-def _walk(
-    model: LanguageModel, split: Split, rows: list[range], window: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """float64 losses and ranks of the tokens after each place of `rows`, one window of all rows at
-    a time."""
-    state: Tensor | None = None
-    for at in range(0, len(rows[0]), window):
-        # Only the last row can be shorter than the others: rows that have ended are a tail.
-        pieces = [piece for row in rows if len(piece := row[at : at + window])]
-        longest = len(pieces[0])
-        ids = np.zeros((len(pieces), longest + 1), np.int64)
-        for row, piece in enumerate(pieces):
-            ids[row, : len(piece) + 1] = split.read(piece.start, piece.stop + 1)
-        resets = split.resets(np.array([piece.start for piece in pieces]), longest)
-        inputs, targets, zeroed = (
-            torch.from_numpy(part).to(model.device) for part in (ids[:, :-1], ids[:, 1:], resets)
-        )
-        state = None if state is None else state[: len(pieces)]
-        losses, ranks, state = model.judge(inputs, targets.contiguous(), state, zeroed)
-        real = torch.tensor([len(piece) for piece in pieces]).unsqueeze(1) > torch.arange(longest)
-        real = real.to(model.device)
-        yield losses.double()[real], ranks[real]
+class _Text:
+    """One text as a stream; its state is never zeroed on the way."""
+
+    def __init__(self, name: str, ids: np.ndarray) -> None:
+        self.name = name
+        self._ids = ids
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self._ids[start:stop]
+
+    def resets(self, starts: np.ndarray, length: int) -> np.ndarray:
+        return np.zeros((len(starts), length), bool)
+
+
+class _Size(NamedTuple):
+    tokens: int
+    bytes: int
+    characters: int
+
+
+def _counts(model: LanguageModel, total: Total, tokens: int, reading: Reading) -> dict[str, Any]:
+    how: dict[str, Any] = {"tokens": tokens}
+    if model.recurrent:
+        how["lanes"] = min(reading.batch, math.ceil(tokens / reading.window))
+    else:
+        how |= {"window_tokens": reading.window, "stride_tokens": reading.stride}
+    return {"top1": total.top1 / tokens, "top10": total.top10 / tokens} | how
+
+
+def _per_word(nats: float, words: int) -> dict[str, Any]:
+    return {"ppl_per_word": math.exp(min(nats / max(1, words), 700)), "words": words}
+
+
+def _words(tokenizer: Tokenizer, split: Split, tokens: int) -> int:
+    """How many strings without white space the predicted tokens spell."""
+    words = 0
+    for at in range(1, tokens + 1, _DECODED_TOKENS):
+        ids = split.read(at, min(at + _DECODED_TOKENS, tokens + 1))
+        # The special token between documents vanishes: it would join the words beside it.
+        ends = np.flatnonzero(ids == tokenizer.end_id)  # none where there is no such token
+        words += sum(len(tokenizer.decode(piece).split()) for piece in np.split(ids, ends))
+    return words

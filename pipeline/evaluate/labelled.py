@@ -35,19 +35,8 @@ def read_labelled(
     a row lacks one of the fields.
     """
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path} does not exist (seen from {Path.cwd()}): correct the path")
-    content = read_text(path)
-    kind = (path.stem if path.suffix in PACKED else path.name).rpartition(".")[2]
-    if kind == "csv":
-        rows = _csv(path, content)
-    elif kind in ("jsonl", "json"):
-        rows = _jsonl(path, content)
-    else:
-        hint = f"labelled text is read from .csv or .jsonl files, plain or {' '.join(PACKED)}"
-        raise DataError(f"{path}: {hint}")
     found = []
-    for line, row in rows:
+    for line, row in read_rows(path):
         place = f"{path}, line {line}"
         for field in (text_field, label_field):
             if row.get(field) is None:
@@ -59,6 +48,20 @@ def read_labelled(
         if text:
             found.append(Labelled(text, row[label_field], place))
     return found
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a CSV or JSON lines file by field, each with the number of its line.
+
+    DataError when the file is missing or damaged, or is neither.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} does not exist (seen from {Path.cwd()}): correct the path")
+    kind = (path.stem if path.suffix in PACKED else path.name).rpartition(".")[2]
+    if kind not in ("csv", "jsonl", "json"):
+        hint = f"rows are read from .csv or .jsonl files, plain or {' '.join(PACKED)}"
+        raise DataError(f"{path}: {hint}")
+    return (_csv if kind == "csv" else _jsonl)(path, read_text(path))
 
 
 def chosen(texts: list[Labelled], most: int | None, seed: int) -> list[Labelled]:

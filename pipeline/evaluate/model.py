@@ -42,32 +42,13 @@ class LanguageModel:
     def load(cls, folder: Path | str, device: str | torch.device | None = None) -> LanguageModel:
         """Load an export in fp32; `device` None takes a GPU when there is one.
 
-        DataError when the folder is missing, is a checkpoint, or is no export. Code that lies in it
-        is never run, and pickled weights are not read.
+        DataError when the folder is missing, is a checkpoint, is no export, or holds the tokenizer
+        of another vocabulary.
         """
-        folder = Path(folder)
-        check_model_folder(folder)
-        register_models()
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
-                local_files_only=True,
-            )  # fmt: skip
-        # What `transformers` raises at files that were altered is not specified.
-        except Exception as error:
-            reason = " ".join(str(error).split())
-            raise DataError(
-                f"{folder} cannot be loaded ({reason:.300}): export the run again"
-            ) from error
+        model = load_causal_lm(folder)
         tokenizer = load_tokenizer(folder)
-        # A Transformer's vocabulary may be padded; bytes with another offset give other text.
-        if isinstance(model, MLSTMForCausalLM) and model.config.vocab_size != tokenizer.vocab_size:
-            raise DataError(
-                f"{folder}: a model of {model.config.vocab_size} ids with a tokenizer of "
-                f"{tokenizer.vocab_size}: their byte values may be shifted; export the run again"
-            )
-        name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(model, tokenizer, torch.device(name))
+        check_vocabulary(folder, model, tokenizer.vocab_size)
+        return cls(model, tokenizer, device_for(device))
 
     @torch.no_grad()
     def judge(
@@ -127,3 +108,43 @@ def batches(lengths: Sequence[int], most_tokens: float, most_rows: float) -> lis
             batches.append([])
         batches[-1].append(index)
     return batches
+
+
+def load_causal_lm(folder: Path | str) -> Any:
+    """The model of an export, or of any folder whose architecture `transformers` has, in fp32.
+
+    DataError when the folder is missing, is a checkpoint, holds no such model, or needs code that
+    it brings along.
+    """
+    folder = Path(folder)
+    check_model_folder(folder)
+    register_models()
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
+            local_files_only=True,
+        )  # fmt: skip
+    # What `transformers` raises at files that were altered is not specified.
+    except Exception as error:
+        reason = f"{' '.join(str(error).split()):.300}"
+        hint = "weights must be there as safetensors, and code in a folder is never run"
+        raise DataError(f"{folder} holds no model that can be loaded ({reason}): {hint}") from error
+
+
+def check_vocabulary(folder: Path | str, model: Any, vocab_size: int) -> None:
+    """DataError when a tokenizer of `vocab_size` ids cannot be the model's own.
+
+    A Transformer's vocabulary may be padded beyond its tokenizer's; bytes with another offset give
+    other text.
+    """
+    known = model.get_input_embeddings().weight.shape[0]
+    if known < vocab_size or (isinstance(model, MLSTMForCausalLM) and known != vocab_size):
+        raise DataError(
+            f"{folder}: a model of {known} ids with a tokenizer of {vocab_size}: it is another "
+            "model's tokenizer; export the run again"
+        )
+
+
+def device_for(name: str | torch.device | None) -> torch.device:
+    """The device named; without a name a GPU when there is one."""
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -107,7 +107,7 @@ class Recipe(Section):
 
     def evaluation_files(self) -> dict[str, Path]:
         """The files of texts to judge by that come after training, by the key that names them."""
-        found = {}
+        found = {f"eval.texts.{name}": Path(path) for name, path in self.eval.texts.items()}
         if self.eval.sentiment:
             found["eval.sentiment.path"] = Path(self.eval.sentiment.path)
         for name, section in self.eval.transfer.items():
@@ -116,6 +116,10 @@ class Recipe(Section):
                     found[f"eval.transfer.{name}.{key}"] = Path(path)
         for name, passages in self.eval.last_word.items():
             found[f"eval.last_word.{name}.path"] = Path(passages.path)
+        for number, task in enumerate(self.eval.tasks):
+            for key in ("path", "shots_path"):
+                if path := getattr(task, key):
+                    found[f"eval.tasks.{number}.{key}"] = Path(path)
         return found
 
     def accumulation(self, world_size: int) -> int:
@@ -194,6 +198,12 @@ def _cross_check(recipe: Recipe) -> None:
             "tokens would differ; remove one of them"
         )
     _check_compile(recipe)
+    stride = recipe.eval.stride_tokens
+    if stride is not None and stride > recipe.batch.window_tokens:
+        raise RecipeError(
+            f"eval.stride_tokens={stride} is longer than batch.window_tokens="
+            f"{recipe.batch.window_tokens}: the tokens between two windows would be left out"
+        )
     warmup = recipe.optim.warmup_length(recipe.batch)
     if warmup >= recipe.run.steps and warmup:
         named = "steps" if recipe.optim.warmup_tokens is None else "tokens"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from data_prep.recipe.section import Section
+from pipeline.recipe.tasks import TaskConfig
 from pipeline.recipe.transfer import TransferConfig
 
 
@@ -48,12 +49,25 @@ class EvalConfig(Section):
         default=262144, ge=1, description="tokens of the split that are read at most"
     )
     batch: int = Field(default=32, ge=1, description="instances a device evaluates at once")
+    stride_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="evaluate stage, Transformers: tokens from one window of held-out text to the "
+        "next; null = batch.window_tokens, no overlap",
+    )
+    texts: dict[str, str] = Field(
+        default_factory=dict,
+        description="text files, plain, .gz or .xz, whose loss is measured; one document each",
+    )
     sentiment: SentimentConfig | None = Field(default=None, description="sentiment evaluation")
     transfer: dict[str, TransferConfig] = Field(
         default_factory=dict, description="sets of labelled texts for the transfer protocol"
     )
     last_word: dict[str, LastWordConfig] = Field(
         default_factory=dict, description="sets of passages whose last word is predicted"
+    )
+    tasks: list[TaskConfig] = Field(
+        default_factory=list, description="tasks judged by likelihood: HellaSwag and its like"
     )
     prompts: list[str] = Field(default_factory=list, description="beginnings of generated samples")
     sample_tokens: int = Field(default=160, ge=1, description="tokens generated per prompt")

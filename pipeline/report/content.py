@@ -15,6 +15,7 @@ from pipeline.report.headline import headline
 from pipeline.report.load import Lines, RunData, column
 from pipeline.report.sparsity import sparsity_section
 from pipeline.report.subject import data_section, model_section
+from pipeline.report.tasks import tasks_section, texts_section
 from pipeline.report.transfer import transfer_section
 
 # Metrics that the report shows elsewhere; what a plug-in adds gets a table of its own.
@@ -35,6 +36,8 @@ def compose(run: RunData, title: str, max_points: int) -> Document:
         _sentiment(run),
         transfer_section(run.transfer),
         _last_words(run),
+        tasks_section(run.tasks),
+        texts_section(run.texts),
         _finetuning(run),
         *audit_sections({run.name: run.audit} if run.audit else {}),
         _environment(run),

@@ -37,6 +37,8 @@ class RunData:
     sentiment: dict[str, Any] | None
     transfer: dict[str, dict[str, Any]]
     last_word: dict[str, dict[str, Any]]
+    texts: dict[str, dict[str, Any]]
+    tasks: list[dict[str, Any]]
     samples: list[dict[str, Any]]
     finetune: dict[str, Any] | None
     audit: dict[str, Any] | None
@@ -104,6 +106,8 @@ def read_run(folder: Path, config: dict[str, Any]) -> RunData:
         sentiment=read(run.evals / "sentiment.json"),
         transfer=read(run.evals / "transfer.json") or {},
         last_word=read(run.evals / "last_word.json") or {},
+        texts=read(run.evals / "texts.json") or {},
+        tasks=read(run.evals / "tasks.json") or [],
         samples=read(run.evals / "samples.json") or [],
         finetune=read(folder / "finetune" / "metrics.json"),
         audit=read(run.evals / "audit.json"),

@@ -216,6 +216,9 @@ def print_results(recipe: Recipe) -> None:
         baseline = found["majority_accuracy"]
         rows.append((f"{name} accuracy", found["accuracy"], baseline, "majority"))
         rows.append((f"{name} accuracy, one unit", found["unit_accuracy"], baseline, "majority"))
+    for found in folder.read_json(folder.evals / "tasks.json") or []:
+        name = f"{found['task']} accuracy, {found['shots']} shots"
+        rows.append((name, found["accuracy"], found.get("chance", 0.0), "chance"))
     print(f"\n{recipe.run.name:<26} {'model':>8} {'baseline':>9}")
     for name, ours, baseline, which in rows:
         if ours is not None:

@@ -14,10 +14,11 @@ import torch
 from data_prep.errors import DataError, RecipeError
 from data_prep.shards import Prepared
 from pipeline.evaluate.accuracy import accuracy_interval, majority_accuracy
-from pipeline.evaluate.heldout import heldout
+from pipeline.evaluate.heldout import heldout, text_loss
 from pipeline.evaluate.model import LanguageModel
 from pipeline.evaluate.samples import samples
 from pipeline.evaluate.stage import evaluate_model
+from pipeline.evaluate.walk import Reading
 from pipeline.export.hf import export_model
 from pipeline.recipe import Recipe, load_recipe
 from tests.pipeline.streams import reset_points
@@ -96,7 +97,7 @@ def test_heldout_is_the_plain_sum(
         piece = math.ceil(tokens / min(batch, math.ceil(tokens / window)))
     zero_at = set(range(0, tokens, piece)) | (reset_points(split) if model.recurrent else set())
     nats = slow_nll(model, split.read(0, split.tokens), tokens, zero_at)
-    found = heldout(model, split, window, batch, max_tokens)
+    found = heldout(model, split, Reading(window, window, batch), max_tokens)
     assert found["tokens"] == tokens
     assert found["nats_per_token"] == pytest.approx(nats / tokens, rel=1e-5)
     bits = nats / tokens / math.log(2) * split.tokens
@@ -104,6 +105,71 @@ def test_heldout_is_the_plain_sum(
     assert found["bits_per_character"] == pytest.approx(bits / split.characters, rel=1e-5)
     assert found["ppl_per_token"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
     assert found["ppl_per_byte"] == pytest.approx(2 ** (bits / split.bytes), rel=1e-4)
+
+
+def slow_window_nll(
+    model: LanguageModel, ids: np.ndarray, first: int, window: int, stride: int
+) -> float:
+    """The sum over tokens from `first` on, in float64, each after what its window shows of the
+    tokens before it; the windows of a token are found by looking at every one of them."""
+    net, total = model.model.double(), 0.0
+    for target in range(first, len(ids)):
+        begins = [at for at in range(0, len(ids), stride) if at <= target - 1 < at + window]
+        seen = torch.from_numpy(ids[min(begins) : target].astype("int64"))[None]
+        with torch.no_grad():
+            total -= float(net(input_ids=seen).logits[0, -1].log_softmax(-1)[int(ids[target])])
+    model.model.float()
+    return total
+
+
+@pytest.mark.parametrize(("stride", "batch"), [(16, 2), (5, 3), (1, 64)])
+def test_the_loss_of_any_text_is_the_plain_sum(
+    model: LanguageModel, tmp_path: Path, stride: int, batch: int
+) -> None:
+    text = "The  tea was naïve,\n\nand 😀 the milk warm.\n" * 2 + "A cup"
+    (tmp_path / "text.txt").write_bytes(text.encode())
+    ids, first = model.tokenizer.encode_prompt(text), len(model.tokenizer.encode_prompt(""))
+    if model.recurrent:  # a lane begins with an empty state
+        places = len(ids) - 1
+        length = math.ceil(places / min(batch, math.ceil(places / 16)))
+        nats = slow_window_nll(model, ids, first, length, length)
+    else:
+        nats = slow_window_nll(model, ids, first, 16, stride)
+    found = text_loss(model, "mine", tmp_path / "text.txt", Reading(16, stride, batch))
+    assert found["tokens"] == len(ids) - first
+    assert found["nats_per_token"] == pytest.approx(nats / found["tokens"], rel=1e-5)
+    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(text.encode()))
+    assert found["bits_per_character"] == pytest.approx(nats / math.log(2) / len(text))
+    assert found["words"] == 20
+    assert found["ppl_per_word"] == pytest.approx(math.exp(nats / 20), rel=1e-4)
+    if not model.recurrent:
+        assert (found["window_tokens"], found["stride_tokens"]) == (16, stride)
+
+
+def test_words_of_the_test_split_are_those_of_its_texts(
+    recipe: Recipe, model: LanguageModel
+) -> None:
+    split = Prepared.open(recipe.data.folder).split("test")
+    found = heldout(model, split, Reading(16, 16, 8), 10**9)
+    ends = split.document_ends
+    documents = [split.read(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+    assert found["words"] == sum(len(model.tokenizer.decode(d).split()) for d in documents)
+    nats = found["nats_per_token"] * found["tokens"]
+    assert found["ppl_per_word"] == pytest.approx(math.exp(nats / found["words"]))
+
+
+def test_text_that_is_none_is_refused(model: LanguageModel, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(DataError, match=r"empty.txt is empty.*eval.texts.mine"):
+        text_loss(model, "mine", tmp_path / "empty.txt", Reading(16, 16, 2))
+    with pytest.raises(DataError, match="cannot be read"):
+        text_loss(model, "mine", tmp_path / "nothing.txt", Reading(16, 16, 2))
+
+
+def test_a_stride_must_not_leave_tokens_out(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, "gpt2", eval__stride_tokens=17)
+    with pytest.raises(RecipeError, match="eval.stride_tokens=17 is longer than.*=16"):
+        load_recipe(path)
 
 
 def test_samples_depend_on_the_seed_alone(model: LanguageModel) -> None:
@@ -128,13 +194,17 @@ def test_a_transformer_stops_at_its_last_position(model: LanguageModel) -> None:
             samples(model, ["tea " * 50], 5, 1.0, seed=1)
 
 
-def test_the_stage_writes_what_the_recipe_asks_for(recipe: Recipe) -> None:
+def test_the_stage_writes_what_the_recipe_asks_for(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text("Some other text.")
+    recipe.eval.texts["other"] = str(tmp_path / "other.txt")
     output = evaluate_model(recipe)
-    assert [path.name for path in output.outputs] == ["heldout.json", "samples.json"]
+    assert [path.name for path in output.outputs] == ["heldout.json", "texts.json", "samples.json"]
     found = json.loads((recipe.run_folder / "evals" / "heldout.json").read_text())
     test = Prepared.open(recipe.data.folder).manifest["splits"]["test"]
     assert found["unigram_bits_per_byte"] == test["unigram_bits_per_byte"]
     assert found["tokens"] == min(recipe.eval.max_tokens, test["tokens"] - 1)
+    texts = json.loads((recipe.run_folder / "evals" / "texts.json").read_text())
+    assert texts["other"]["words"] == 3
     written = json.loads((recipe.run_folder / "evals" / "samples.json").read_text())
     assert [sample["prompt"] for sample in written] == ["The tea"]
     before = (recipe.run_folder / "evals" / "heldout.json").read_bytes()

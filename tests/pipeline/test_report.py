@@ -23,7 +23,7 @@ OPTIONAL = [
     *(f"runs/demo/{name}" for name in (
         "env.json", "status.json", "command.txt", "ds_config.json", "stages/pretrain.json",
         "evals/heldout.json", "evals/sentiment.json", "evals/samples.json",
-        "evals/last_word.json", "finetune/metrics.json",
+        "evals/last_word.json", "evals/tasks.json", "evals/texts.json", "finetune/metrics.json",
     )),
 ]  # fmt: skip
 VOID = {"meta", "img", "br"}
@@ -131,6 +131,18 @@ FILES: dict[str, Any] = {
         "lambada": {"texts": 5153, "cut": 4711, "ppl_per_word": 432.14, "accuracy": 0.137,
                     "interval": [0.128, 0.146]},
     },
+    "evals/tasks.json": [
+        {"task": "hellaswag", "shots": 5, "examples": 10_042, "accuracy": 0.2917,
+         "interval": [0.281, 0.302], "accuracy_normalised": 0.3114, "chance": 0.25,
+         "interval_normalised": [0.301, 0.322], "cut": 0},
+        {"task": "lambada", "shots": 0, "examples": 5153, "accuracy": 0.234,
+         "interval": [0.22, 0.25], "ppl_per_word": 51.26, "cut": 17},
+    ],
+    "evals/texts.json": {
+        "wikitext": {"bits_per_byte": 1.1234, "bits_per_character": 1.13, "ppl_per_token": 31.4,
+                     "ppl_per_word": 77.77, "tokens": 300_001, "words": 241_211,
+                     "window_tokens": 256, "stride_tokens": 64},
+    },
     "finetune/metrics.json": {
         "accuracy": 0.81, "interval": [0.79, 0.83], "macro_f1": 0.8, "majority_accuracy": 0.5,
         "labels": ["bad", "good"],
@@ -191,7 +203,8 @@ def test_page_parses_and_loads_nothing(full: tuple[Path, str, str]) -> None:
 def test_order_of_sections(full: tuple[Path, str, str]) -> None:
     titles = [
         "Result", "Text", "Model and training", "Curves", "Cost", "Further measurements", "Samples",
-        "Sentiment", "Last words", "Fine-tuning", "Environment and command", "Stages",
+        "Sentiment", "Last words", "Tasks", "Other texts", "Fine-tuning", "Environment and command",
+        "Stages",
     ]  # fmt: skip
     assert re.findall(r"<h2>(.*?)</h2>", full[1]) == titles
     assert re.findall(r"^## (.*)$", full[2], re.M) == titles
@@ -203,7 +216,8 @@ def test_numbers_are_shown_and_equal_in_both(full: tuple[Path, str, str]) -> Non
         "2.31; byte frequencies alone (unigram baseline) need 4.46: 48 % fewer bits",
         "71.2 % [68.0, 74.1]", "58.9 %", "1,234,567", "6.00e11", "3.00e11", "plugin/density",
         "FLOPs dense", "too short", "bf16", "deepspeed pretrain.py", "[66.0, 72.0]", "81.0 %",
-        "13.7 %", "[12.8, 14.6]", "432.1", "4,711",
+        "13.7 %", "[12.8, 14.6]", "432.1", "4,711", "10,042", "31.1 %", "[30.1, 32.2]", "51.3",
+        "77.8", "241,211",
     ):  # fmt: skip
         assert expected in page, expected
         assert expected in text, expected

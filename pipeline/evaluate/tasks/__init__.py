@@ -1,0 +1,1 @@
+"""Tasks judged by likelihood: which of some endings a model finds the likeliest."""
