@@ -41,6 +41,7 @@ class Pace:
         # At ZeRO 3 the first layer already waits for weights of other ranks.
         self._forward_is_own = zero_stage < 3
         self._lines_to_next_warning = 0
+        self._slow: set[int] = set()  # ranks, in the last interval
         self._restart()
 
     def _restart(self) -> None:
@@ -81,12 +82,16 @@ class Pace:
         return [Paces(**paces) for paces in gather_objects(asdict(mine))]
 
     def warnings(self, paces: list[Paces]) -> list[str]:
-        """What an interval says about data and ranks; data waits at most every 100 intervals."""
+        """What an interval says about ranks that are slow for the second time in a row, since
+        anything may disturb one interval, and about data, at most every 100 intervals."""
+        slow = stragglers(paces)
         found = [
             f"warning: {_named(p)} computes {p.own_s / usual:.1f} times as long as the other ranks "
             "before they meet: look at its clock rate, its temperature and who else uses the host"
-            for p, usual in stragglers(paces)
+            for p, usual in slow
+            if p.rank in self._slow
         ]
+        self._slow = {p.rank for p, _ in slow}
         self._lines_to_next_warning -= 1
         waiting = max(paces, key=lambda p: p.data_wait_s / p.step_s)
         share = waiting.data_wait_s / waiting.step_s

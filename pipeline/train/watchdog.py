@@ -69,6 +69,8 @@ class Watchdog:
         """Watch the body. `on_hang` gets the message, on a thread, before the process ends."""
         self._logs.mkdir(parents=True, exist_ok=True)
         self._stopped.clear()
+        with contextlib.suppress(OSError):
+            self._write_heart()  # a rank that freezes at once was here
         for name, work in (
             ("heart", lambda: self._keep_heart(launchers, stop)),
             ("watchdog", lambda: self._watch(on_hang)),

@@ -105,7 +105,7 @@ def rank_slow(rank: int, recipe: str, sleepers: list[int]) -> list[str]:
 def test_a_sleeping_rank_is_named_unless_all_sleep(
     tmp_path: Path, sleepers: list[int], named: bool
 ) -> None:
-    recipe = str(write_recipe(tmp_path, "transformer", run__log_every_steps=3, eval__every_steps=0))
+    recipe = str(write_recipe(tmp_path, "transformer", run__log_every_steps=2, eval__every_steps=0))
     said = run_ranks(2, rank_slow, recipe, sleepers)[0]
     assert bool(said) == named, said
     assert all(line.startswith("warning: rank 1 (") for line in said)

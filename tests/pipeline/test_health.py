@@ -102,6 +102,16 @@ def test_a_rank_far_over_the_median_is_named(own_s: tuple[float, ...], found: li
     assert [p.rank for p, _ in stragglers(paces(*own_s))] == found
 
 
+def test_one_slow_interval_may_be_chance_and_two_are_not() -> None:
+    import torch
+
+    pace = Pace(torch.device("cpu"), zero_stage=0)
+    curve = [(1, 5), (1, 1), (5, 1), (1, 5), (1, 6), (1, 6)]
+    said = [pace.warnings(paces(*own_s)) for own_s in curve]
+    assert [bool(lines) for lines in said] == [False, False, False, False, True, True]
+    assert "rank 1 (host1) computes 6.0 times as long" in said[4][0]
+
+
 def test_waiting_for_data_is_told_once_in_a_hundred_lines() -> None:
     import torch
 
