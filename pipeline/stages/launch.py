@@ -48,7 +48,8 @@ def launch_pretrain(recipe: Recipe) -> StageOutput:
         },
         belongs=[
             folder.checkpoints, folder.metrics, folder.status, folder.config, resolved,
-            folder.skip_instances, folder.logs, root / "ds_config.json", root / "env.json", root / "command.txt", root / "tb",
+            folder.skip_instances, folder.logs, root / "ds_config.json", root / "env.json",
+            root / "command.txt", root / "tb",
             root / "metrics.csv", root / "wandb",
         ],
     )  # fmt: skip
