@@ -77,6 +77,12 @@ def check_config(config: dict[str, Any], where: Path) -> None:
             f"{where}: zero_optimization.round_robin_gradients: DeepSpeed 0.19.8 orders parameters "
             "anew and reads full tensors back in the old order: remove it"
         )
+    for key in ("offload_optimizer", "offload_param"):
+        if (config["zero_optimization"].get(key) or {}).get("device") == "nvme":
+            raise RecipeError(
+                f"{where}: zero_optimization.{key}.device=nvme: a checkpoint cannot be made of what "
+                "lies there: use cpu"
+            )
 
 
 def check_machine(config: dict[str, Any]) -> None:
@@ -87,17 +93,6 @@ def check_machine(config: dict[str, Any]) -> None:
             "zero_optimization.zero_quantized_weights: DeepSpeed quantises on GPUs only, and none "
             "was found: remove it from the template"
         )
-    for key in ("offload_optimizer", "offload_param"):
-        if (zero.get(key) or {}).get("device") == "nvme" and not _reads_nvme():
-            raise RecipeError(
-                f"zero_optimization.{key}.device=nvme: DeepSpeed reads NVMe through libaio, which "
-                "is not installed: install libaio-dev, or use device=cpu in the template"
-            )
-
-
-def _reads_nvme() -> bool:
-    builder = get_accelerator().create_op_builder("AsyncIOBuilder")
-    return builder is not None and bool(builder.is_compatible())
 
 
 def shut_down() -> None:

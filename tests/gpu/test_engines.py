@@ -65,29 +65,18 @@ def test_small_states(tmp_path: Path, name: str, engine: str) -> None:
     assert straight == pytest.approx(trained(recipe, "exact", engine), abs=0.05)
 
 
-NVME = {"device": "nvme", "buffer_count": 4}
-
-
 @pytest.mark.parametrize(
     ("stage", "zero"),
     [
         (2, {"offload_optimizer": {"device": "cpu", "pin_memory": True}}),
         (3, {"offload_optimizer": {"device": "cpu", "pin_memory": True},
              "offload_param": {"device": "cpu", "pin_memory": True}}),
-        (3, {"offload_param": NVME}), (3, {"offload_optimizer": NVME}),
         (3, {"zero_quantized_weights": True}), (3, {"zero_quantized_gradients": True}),
         (3, {"zero_hpz_partition_size": 1}), (2, {"overlap_comm": True}),
     ],
     ids=str,
 )  # fmt: skip
 def test_keys_of_a_template(tmp_path: Path, stage: int, zero: dict[str, Any]) -> None:
-    for place in zero.values():
-        if isinstance(place, dict) and place["device"] == "nvme":
-            from deepspeed.ops.op_builder import AsyncIOBuilder
-
-            if not AsyncIOBuilder().is_compatible():
-                pytest.skip("no libaio to build DeepSpeed's NVMe reader with")
-            place["nvme_path"] = str(tmp_path)
     template = {
         "zero_optimization": {"stage": "auto", **zero},
         "aio": {},
