@@ -80,8 +80,8 @@ def check_config(config: dict[str, Any], where: Path) -> None:
     for key in ("offload_optimizer", "offload_param"):
         if (config["zero_optimization"].get(key) or {}).get("device") == "nvme":
             raise RecipeError(
-                f"{where}: zero_optimization.{key}.device=nvme: a checkpoint cannot be made of what "
-                "lies there: use cpu"
+                f"{where}: zero_optimization.{key}.device=nvme: a checkpoint cannot be made of "
+                "what lies there: use cpu"
             )
 
 
