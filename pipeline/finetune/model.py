@@ -45,7 +45,7 @@ def load_classifier(folder: Path, names: Sequence[str], seed: int) -> Classifier
     check_model_folder(folder)
     register_models()
     tokenizer = load_text_tokenizer(folder)
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     own = config.text_config if isinstance(config, ScoredConfig) else config
     if type(own) not in AutoModelForSequenceClassification._model_mapping.keys():
         raise DataError(
@@ -65,8 +65,9 @@ def load_classifier(folder: Path, names: Sequence[str], seed: int) -> Classifier
             model, fresh = _from_scored(folder, own)
         else:
             model, found = AutoModelForSequenceClassification.from_pretrained(
-                folder, config=own, dtype=torch.float32, output_loading_info=True
-            )
+                folder, config=own, dtype=torch.float32, output_loading_info=True,
+                use_safetensors=True, trust_remote_code=False,
+            )  # fmt: skip
             fresh = found["missing_keys"]
     return Classifier(model, tokenizer, frozenset(fresh))
 
@@ -74,7 +75,7 @@ def load_classifier(folder: Path, names: Sequence[str], seed: int) -> Classifier
 def load_text_tokenizer(folder: Path) -> Any:
     """The folder's tokenizer; that of an export frames texts as the model met them in training."""
     try:
-        library = AutoTokenizer.from_pretrained(folder)
+        library = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         hint = "a model folder needs its tokenizer beside it"
@@ -130,7 +131,9 @@ def position_limit(model: Any) -> int | None:
 
 def _from_scored(folder: Path, own: Any) -> tuple[Any, set[str]]:
     """Under the scores of another head than softmax lies the architecture itself."""
-    inner = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).model
+    inner = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    ).model
     model = AutoModelForSequenceClassification.from_config(own)
     model.base_model.load_state_dict(inner.base_model.state_dict())
     names = {name for name, _ in model.named_parameters()}

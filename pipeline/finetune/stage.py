@@ -177,7 +177,9 @@ def _judge(
     texts: Texts,
 ) -> dict[str, Any]:
     """The test texts, by the model that the best folder holds. Collective."""
-    model = AutoModelForSequenceClassification.from_pretrained(best, dtype=torch.float32)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        best, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
     model = model.to(accelerator.device)
     most = min(section.max_tokens, position_limit(model) or section.max_tokens)
     ids = encode(loaded.tokenizer, texts.test.texts, most)
@@ -214,7 +216,7 @@ def _finish(folder: Path, best: Path, section: FinetuneConfig, metrics: dict[str
     """Tokenizer, code, card and numbers beside the best weights; then the folder gets its name."""
     source = Path(section.model or "")
     load_text_tokenizer(source).save_pretrained(best)
-    config = AutoConfig.from_pretrained(best)
+    config = AutoConfig.from_pretrained(best, trust_remote_code=False)
     if isinstance(config, MLSTMConfig):
         config.auto_map = dict(CLASSIFIER_AUTO_MAP)
         write_mlstm_code(best)

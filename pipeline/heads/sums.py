@@ -79,7 +79,8 @@ class GradientSums:
         return self._b
 
     def add(self, examples: Examples) -> None:
-        self._waiting.append(examples)
+        # Summed later, outside of backward, where nothing may grow a graph.
+        self._waiting.append(Examples(*(part.detach() for part in examples)))
         if self._waiting_examples >= len(self._b):
             self._sum()
 

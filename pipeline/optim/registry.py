@@ -41,11 +41,14 @@ _ELEMENTWISE = {
     "laprop", "lion", "madgrad", "padam", "qhadam", "qhm", "sgdw", "signsgd", "tiger", "yogi",
 }  # fmt: skip
 
-# Optional libraries of optimizers with small states: where they are, and the ending of a name.
+# Optional libraries of optimizers with small states: how they are imported, and the endings of the
+# names there.
 _SMALL_STATES = {
-    "bnb_": ("bitsandbytes", "bitsandbytes.optim", ("8bit",)),
-    "ao_": ("torchao", "torchao.optim", ("8bit", "4bit", "fp8")),
-}
+    "bnb_": ("bitsandbytes", lambda: importlib.import_module("bitsandbytes.optim"), ("8bit",)),
+    "ao_": (
+        "torchao", lambda: importlib.import_module("torchao.optim"), ("8bit", "4bit", "fp8"),
+    ),
+}  # fmt: skip
 
 
 def has_small_states(name: str) -> bool:
@@ -109,9 +112,9 @@ def _of_torch() -> dict[str, Any]:
 
 def _of_small_states(name: str, key: str) -> Any:
     prefix = next(prefix for prefix in _SMALL_STATES if key.startswith(prefix))
-    library, place, endings = _SMALL_STATES[prefix]
+    library, load, endings = _SMALL_STATES[prefix]
     try:
-        module = importlib.import_module(place)
+        module = load()
     except ImportError:
         raise RecipeError(
             f"optim.name={name} is of {library}, which is not installed: pip install {library}"

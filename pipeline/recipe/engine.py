@@ -56,11 +56,6 @@ class EngineConfig(Section):
         """A word for what the model is spread by."""
         return "DDP" if self.kind == "ddp" else f"ZeRO {self.zero_stage}"
 
-    @property
-    def bound_to_ranks(self) -> bool:
-        """Whether parts of a checkpoint belong to one rank, so that only as many can go on."""
-        return self.zero_stage > 0 or self.comm_hook in ("powersgd", "post_local_sgd")
-
     @model_validator(mode="after")
     def _is_of_its_kind(self) -> EngineConfig:
         if self.kind == "ddp" and self.zero_stage:

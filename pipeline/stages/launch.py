@@ -10,6 +10,7 @@ from data_prep.manifest import write_atomic
 from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder, StageOutput
 from pipeline.stages.supervise import Supervisor
+from pipeline.train.checkpoint import list_checkpoints
 
 _ERRORS: dict[int, type[PipelineError]] = {
     error.exit_code: error for error in (RecipeError, DataError, Diverged, StoppedAndSaved)
@@ -34,8 +35,7 @@ def launch_pretrain(recipe: Recipe) -> StageOutput:
         raise error(f"training ended with exit code {code}, see its message above")
     status = folder.read_json(folder.status)
     assert status is not None  # a run that ended well wrote it
-    latest = (folder.checkpoints / "latest").read_text("utf-8").strip()
-    checkpoint = folder.checkpoints / latest
+    checkpoint = list_checkpoints(folder.checkpoints)[0]
     root = folder.root
     return StageOutput(
         outputs=[checkpoint / "manifest.json", folder.metrics],
@@ -44,7 +44,7 @@ def launch_pretrain(recipe: Recipe) -> StageOutput:
             "tokens": status["tokens"],
             "steps": status["step"],
             "train_s": status["train_s"],
-            "checkpoint": latest,
+            "checkpoint": checkpoint.name,
         },
         belongs=[
             folder.checkpoints, folder.metrics, folder.status, folder.config, resolved,

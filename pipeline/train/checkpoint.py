@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import DataError, PipelineError, RecipeError
-from data_prep.manifest import FileRecord, read_manifest, write_atomic
+from data_prep.manifest import FileRecord, inside, read_manifest, write_atomic
 from pipeline.ranks import agree, from_rank0, gather_objects, rank, world_size
 from pipeline.recipe.checkpoint import CheckpointConfig
 
@@ -170,7 +170,9 @@ def problem(folder: Path, verify: bool = True) -> str | None:
     try:
         manifest = read_manifest(folder / "manifest.json")
         records = [FileRecord.from_json(entry) for entry in manifest["files"]]
-    except (DataError, KeyError, TypeError) as error:
+        for record in records:
+            inside(folder, record.path)
+    except (DataError, KeyError, TypeError, ValueError) as error:
         return f"{folder}: its manifest.json is damaged ({error})"
     for record in records:
         if found := record.problem(folder, verify):

@@ -75,7 +75,7 @@ def train_step(run: TrainingRun) -> StepResult:
     for plugin in run.plugins:
         plugin.after_step(engine, clock, result)
     judge_result(run, result)
-    run.meters.count(run, batch.global_tokens)
+    run.count(batch.global_tokens)
     return _advance(run, result)
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pipeline.train.run import TrainingRun
+from pipeline.flops import Flops
 
 
 @dataclass
@@ -34,14 +32,10 @@ class Meters:
             "time/train_s": self.train_s,
         }
 
-    def count(self, run: TrainingRun, tokens: int) -> None:
-        """Add one global batch. Backward is counted as twice the forward."""
-        head, forward = run.module.head, run.forward_flops
+    def count(self, tokens: int, dense: float, counted: Flops) -> None:
+        """Add a global batch: FLOPs of a token as a dense model has them, and as they were."""
         self.tokens += tokens
-        self.flops_dense += 3 * tokens * (forward.total + head.dense_flops())
-        counted = forward._replace(head=head.flops(run.clock)).times(3)
-        for plugin in run.plugins:
-            counted = plugin.count(run.clock, counted)
+        self.flops_dense += tokens * dense
         self.flops_counted += tokens * counted.total
         self.flops_blocks += tokens * counted.blocks
         self.flops_attention += tokens * counted.attention

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from data_prep.errors import RecipeError
 from pipeline.optim.build import set_rate
@@ -73,9 +74,13 @@ class Piece:
 
 
 def leaves(state: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of an optimizer's state by key, also those in lists, such as `GG.0`."""
+    """The tensors of an optimizer's state by key, also those in lists, such as `GG.0`, and those
+    that a tensor of few bits is made of, such as `exp_avg.codes`."""
     for key, value in state.items():
-        if torch.is_tensor(value) and value.dim():
+        if is_traceable_wrapper_subclass(value):
+            names, _ = value.__tensor_flatten__()
+            yield from leaves({f"{key}.{name}": getattr(value, name) for name in names})
+        elif torch.is_tensor(value) and value.dim():
             yield key, value
         elif isinstance(value, list | tuple):
             parts = {f"{key}.{number}": part for number, part in enumerate(value)}
@@ -85,12 +90,13 @@ def leaves(state: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
 def check_plain(optimizer: torch.optim.Optimizer) -> None:
     """RecipeError for an optimizer that keeps more than tensors and plain values, which would be
     code in a checkpoint."""
-    for key, value in optimizer.state_dict().items():
-        if not _is_plain(value):
-            raise RecipeError(
-                f"optim.name={type(optimizer).__name__} keeps more than tensors and numbers in its "
-                f"{key}, which a checkpoint does not hold: use another optimizer"
-            )
+    for state in (*optimizer.state.values(), *optimizer.param_groups):
+        for key, value in state.items():
+            if not _is_plain(value):
+                raise RecipeError(
+                    f"optim.name={type(optimizer).__name__} keeps more than tensors and numbers in "
+                    f"{key}, which a checkpoint does not hold: use another optimizer"
+                )
 
 
 def _is_plain(value: Any) -> bool:

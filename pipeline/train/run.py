@@ -57,7 +57,7 @@ class TrainingRun:
         self.dtype = dtype
         self._lock = lock  # rank 0's
         self.prepared = prepared
-        self.skip = [tuple(r) for r in recipe.batch.skip_instances]
+        self.skip = [(first, end) for first, end in recipe.batch.skip_instances]
         self._train_split = prepared.split("train")
         self.lanes = LaneStates(module.backbone, recipe.batch.global_batch, engine.device)
         self.loader = self._make_loader()
@@ -153,6 +153,14 @@ class TrainingRun:
         self.last_loss = loss_sum / count if count else math.nan
         self.stopping = 2 if interrupt else 1 if stop else 0
         self.saver.all_written = not writing
+
+    def count(self, tokens: int) -> None:
+        """Add one global batch to the meters. Backward is counted as twice the forward."""
+        head, forward = self.module.head, self.forward_flops
+        counted = forward._replace(head=head.flops(self.clock)).times(3)
+        for plugin in self.plugins:
+            counted = plugin.count(self.clock, counted)
+        self.meters.count(tokens, 3 * (forward.total + head.dense_flops()), counted)
 
     # Logging and evaluation -------------------------------------------------------------------
 

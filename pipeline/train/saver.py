@@ -5,23 +5,51 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from torch import Tensor
 
+from data_prep.shards import Prepared
 from pipeline.clock import Clock
+from pipeline.protocols import Engine, StepPlugin
 from pipeline.ranks import barrier, from_rank0, gather_objects, rank
+from pipeline.recipe import Recipe
+from pipeline.run_folder import RunFolder
 from pipeline.train import checkpoint, piece_files, state
+from pipeline.train.health import Health
+from pipeline.train.lanes import LaneStates
 from pipeline.train.meters import Meters
+from pipeline.train.module import TrainModule
+from pipeline.train.monitor import Monitor
+from pipeline.train.watchdog import Watchdog
 
-if TYPE_CHECKING:
-    from pipeline.train.run import TrainingRun
+
+class SavedRun(Protocol):
+    """What a checkpoint is made of: `pipeline.train.run.TrainingRun`, which makes a saver."""
+
+    recipe: Recipe
+    folder: RunFolder
+    prepared: Prepared
+    module: TrainModule
+    engine: Engine
+    plugins: list[StepPlugin]
+    clock: Clock
+    meters: Meters
+    lanes: LaneStates
+    health: Health
+    skip: list[tuple[int, int]]
+    dtype: str
+    monitor: Monitor
+    watchdog: Watchdog
+
+    @property
+    def layout(self) -> dict[str, Any]: ...
 
 
 class Saver:
     """One save at a time: `save` begins it, `finish` publishes it."""
 
-    def __init__(self, run: TrainingRun) -> None:
+    def __init__(self, run: SavedRun) -> None:
         self._run = run
         self._saving: checkpoint.Saving | None = None
         self._saved_at = 0  # instances, of the save under way
@@ -108,7 +136,7 @@ class Saver:
         run.engine.restore(piece_files.SavedPieces.open(folder))
         run.clock = Clock(**trainer["clock"])
         run.meters = Meters(**trainer["meters"])
-        run.skip = sorted({*run.skip, *(tuple(r) for r in trainer["skip_instances"])})
+        run.skip = sorted({*run.skip, *((first, end) for first, end in trainer["skip_instances"])})
         run.health.load_state(trainer["health"], run.clock.instances)
         run.lanes.load(_plugin(folder, "lanes"))
         run.module.head.load_plugin_state(_plugin(folder, "head"))

@@ -54,9 +54,7 @@ def test_what_only_ddp_does(tmp_path: Path, changes: list[str]) -> None:
     assert len(found) == 6 and found[-1] < found[0]
 
 
-@pytest.mark.parametrize(
-    "engine", ["engine.kind=ddp", "engine.zero_stage=0", "engine.zero_stage=2"]
-)
+@pytest.mark.parametrize("engine", ["engine.kind=ddp", "engine.zero_stage=0"])
 @pytest.mark.parametrize("name", ["bnb_adamw8bit", "ao_adamw8bit"])
 def test_small_states(tmp_path: Path, name: str, engine: str) -> None:
     pytest.importorskip({"bnb": "bitsandbytes", "ao": "torchao"}[name.split("_")[0]])
@@ -71,7 +69,7 @@ def test_small_states(tmp_path: Path, name: str, engine: str) -> None:
         (2, {"offload_optimizer": {"device": "cpu", "pin_memory": True}}),
         (3, {"offload_optimizer": {"device": "cpu", "pin_memory": True},
              "offload_param": {"device": "cpu", "pin_memory": True}}),
-        (3, {"zero_quantized_weights": True}), (3, {"zero_quantized_gradients": True}),
+        (3, {"zero_quantized_gradients": True}),
         (3, {"zero_hpz_partition_size": 1}), (2, {"overlap_comm": True}),
     ],
     ids=str,

@@ -204,6 +204,18 @@ def test_a_manifest_that_lists_nothing_is_damage(tmp_path: Path, content: str) -
     assert find_checkpoint(tmp_path).name == "global_step1"
 
 
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "link"])
+def test_a_manifest_cannot_lead_out_of_its_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / "outside").write_text("elsewhere")
+    folder = save(tmp_path, 2)
+    (folder / "link").symlink_to(tmp_path / "outside")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    record = FileRecord.of(folder / name)
+    manifest["files"].append(record.as_json() | {"path": name})
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert "leads out of the folder" in (problem(folder) or "")
+
+
 def test_a_damaged_newest_is_passed_over_with_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

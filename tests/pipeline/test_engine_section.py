@@ -56,7 +56,7 @@ def test_what_does_not_go_together_is_refused(
 def test_what_an_engine_cannot_do_is_refused_before_the_model_is_built(
     tmp_path: Path, overrides: list[str], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.preflight.meta_module", None)  # would fail if it were called
+    monkeypatch.setattr("pipeline.preflight.dry.meta_module", None)  # would fail if it were called
     with pytest.raises(RecipeError, match=words):
         dry_run(load_recipe(write_recipe(tmp_path, "mlstm"), overrides))
 

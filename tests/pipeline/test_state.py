@@ -29,6 +29,8 @@ from pipeline.train.state import (
 )
 from tests.pipeline.tiny import recipe_tree
 
+LAYOUT = {"comm_hook": "none", "world_size": 1}
+
 
 def recipe(folder: Path = Path("x"), **changes: Any) -> Recipe:
     return Recipe.model_validate(recipe_tree(folder, "mlstm", **changes), strict=False)
@@ -63,16 +65,16 @@ def test_a_run_is_the_same_run_or_every_difference_is_named(
 def test_a_key_that_is_newer_than_the_checkpoint_has_its_default(tmp_path: Path) -> None:
     saved = identity(recipe(), PREPARED, "fp32")
     del saved["optim"]["scaling"], saved["optim"]["name"], saved["model"]["forget_bias"]
-    write_trainer(tmp_path, {"format": FORMAT, "identity": saved})
-    check_fits(tmp_path, recipe(), PREPARED, "fp32")
+    write_trainer(tmp_path, {"format": FORMAT, "identity": saved, **LAYOUT})
+    check_fits(tmp_path, recipe(), PREPARED, "fp32", 1)
     with pytest.raises(RecipeError, match="optim.name: adamw in the checkpoint, sgd now"):
-        check_fits(tmp_path, recipe(optim__name="sgd"), PREPARED, "fp32")
+        check_fits(tmp_path, recipe(optim__name="sgd"), PREPARED, "fp32", 1)
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
     write_trainer(tmp_path, {"format": 1, "identity": identity(recipe(), PREPARED, "fp32")})
     with pytest.raises(RecipeError, match="saved in format 1, this version reads 2"):
-        check_fits(tmp_path, recipe(), PREPARED, "fp32")
+        check_fits(tmp_path, recipe(), PREPARED, "fp32", 1)
 
 
 def test_a_constant_rate_may_be_trained_for_longer() -> None:
@@ -96,17 +98,39 @@ def test_other_data_tokenizer_or_precision_is_another_run() -> None:
 def test_only_fp32_goes_on_in_another_precision(
     tmp_path: Path, saved: str, now: str, fits: bool
 ) -> None:
-    write_trainer(tmp_path, {"format": FORMAT, "identity": identity(recipe(), PREPARED, saved)})
+    write_trainer(
+        tmp_path, {"format": FORMAT, "identity": identity(recipe(), PREPARED, saved), **LAYOUT}
+    )
     if fits:
-        check_fits(tmp_path, recipe(), PREPARED, now)
+        check_fits(tmp_path, recipe(), PREPARED, now, 1)
     else:
         with pytest.raises(RecipeError, match=f"precision.dtype: {saved} in the checkpoint, {now}"):
-            check_fits(tmp_path, recipe(), PREPARED, now)
+            check_fits(tmp_path, recipe(), PREPARED, now, 1)
+
+
+@pytest.mark.parametrize(
+    ("hook", "ranks", "fits"),
+    [("none", 2, True), ("none", 1, True), ("powersgd", 2, True), ("powersgd", 1, False)],
+)
+def test_what_a_hook_keeps_of_each_rank_needs_the_same_ranks(
+    tmp_path: Path, hook: str, ranks: int, fits: bool
+) -> None:
+    now = recipe(engine__kind="ddp", engine__comm_hook=hook)
+    layout = {"comm_hook": hook, "world_size": 2}
+    write_trainer(
+        tmp_path, {"format": FORMAT, "identity": identity(now, PREPARED, "fp32"), **layout}
+    )
+    if fits:
+        check_fits(tmp_path, now, PREPARED, "fp32", ranks)
+    else:
+        with pytest.raises(RecipeError, match="world_size: 2 in the checkpoint, 1 now"):
+            check_fits(tmp_path, now, PREPARED, "fp32", ranks)
 
 
 def test_what_was_converted_is_told() -> None:
-    saved = {"zero_stage": 1, "world_size": 2, "dtype": "fp32", "format": FORMAT}
-    assert conversions(saved, {"zero_stage": 3, "world_size": 2, "dtype": "bf16"}) == [
+    saved = {"engine": "ddp", "zero_stage": 1, "world_size": 2, "dtype": "fp32", "format": FORMAT}
+    now = {"engine": "ddp", "zero_stage": 3, "world_size": 2, "dtype": "bf16"}
+    assert conversions(saved, now) == [
         "ZeRO stage 1 -> 3", "precision fp32 -> bf16",
     ]  # fmt: skip
 

@@ -5,6 +5,7 @@ The payload creates a canary file; it must never appear, and the reader must ref
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -96,7 +97,6 @@ def refusal_to_resume(rank: int, recipe: Path) -> str | None:
     return None
 
 
-@pytest.mark.xfail(strict=True, reason="DeepSpeed's checkpoint files are pickles")
 def test_no_file_of_a_checkpoint_runs_code(trained: Path, tmp_path: Path, canary: Path) -> None:
     recipe, run = copied(trained, tmp_path)
     checkpoint, prepared = run / "checkpoints/global_step4", recipe.parent / "prepared-transformer"
@@ -110,7 +110,9 @@ def test_no_file_of_a_checkpoint_runs_code(trained: Path, tmp_path: Path, canary
             rewritten_manifest(checkpoint)
         (refused,) = run_ranks(1, refusal_to_resume, recipe)
         assert refused and not canary.exists(), path
-        with pytest.raises(PipelineError):
+        # An export reads weights and clock, and has no use for the rest.
+        read = path.parent.name == "state" or path.name == "trainer.json"
+        with pytest.raises(PipelineError) if read else contextlib.suppress(PipelineError):
             load_trained(load_recipe(recipe), Prepared.open(prepared), checkpoint)
         assert not canary.exists(), path
         path.write_bytes(content)
@@ -198,7 +200,7 @@ def test_no_file_of_an_export_runs_code(trained: Path, tmp_path: Path, canary: P
         path.write_bytes(content)
     (export / "model.safetensors").unlink()
     plant(export / "pytorch_model.bin", canary)
-    with pytest.raises(DataError, match="export the run again"):
+    with pytest.raises(DataError, match="holds no model that can be loaded|export the run again"):
         LanguageModel.load(export, "cpu")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -58,13 +57,7 @@ def _dangerous(call: ast.Call) -> str | None:
     return None
 
 
-def _marked(path: Path) -> Any:
-    # DeepSpeed's checkpoint files are pickles; to be removed with them.
-    awaiting = path.match("pipeline/export/weights.py")
-    return pytest.param(path, marks=[pytest.mark.xfail(strict=True)] if awaiting else [])
-
-
-@pytest.mark.parametrize("path", map(_marked, FILES), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_runs_what_it_reads(path: Path) -> None:
     assert list(dangers(ast.parse(path.read_text("utf-8")))) == []
 
