@@ -46,6 +46,19 @@ def test_eight_bits_train_and_resume(tmp_path: Path) -> None:
     assert resumed == straight
 
 
+@pytest.mark.long  # torchao compiles its step
+@pytest.mark.parametrize("engine", ["engine.kind=ddp", "engine.zero_stage=0"])
+@pytest.mark.parametrize("name", ["ao_adamw8bit", "bnb_adamw8bit"])
+def test_eight_bits_resume_on_one_rank(tmp_path: Path, name: str, engine: str) -> None:
+    pytest.importorskip({"ao": "torchao", "bnb": "bitsandbytes"}[name.split("_")[0]])
+    recipe = str(write_recipe(tmp_path, "mlstm", model__hidden=64))
+    fixed = [engine, f"optim.name={name}"]
+    run_ranks(1, train_recipe, recipe, ["run.name=straight", *fixed], None)
+    run_ranks(1, train_recipe, recipe, ["run.name=cut", *fixed], 3)
+    run_ranks(1, train_recipe, recipe, ["run.name=cut", "run.resume=must", *fixed], None)
+    assert losses(tmp_path / "runs/cut") == losses(tmp_path / "runs/straight")
+
+
 @pytest.mark.parametrize(
     ("optimizer", "stage"),
     [(SGD, 2), pytest.param(SGD, 0, marks=LONG), pytest.param(SGD, 1, marks=LONG),
