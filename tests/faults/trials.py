@@ -111,7 +111,7 @@ def damaged_shard(scene: Scene, run: Path, dice: random.Random) -> None:
     prepared = next(scene.folder.glob("prepared-*"))
     whole = scene.folder / "whole"
     shutil.copytree(prepared, whole)
-    path = dice.choice(sorted(p for p in prepared.rglob("*.bin")))
+    path = dice.choice(sorted(p for p in prepared.rglob("*.shard")))
     damage(path, dice)
     attempt = scene.start(run.name)
     codes = attempt.end()
