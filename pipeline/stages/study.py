@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from data_prep.errors import PipelineError, RecipeError
+from data_prep.errors import PipelineError, RecipeError, StoppedAndSaved
 from pipeline.recipe import Recipe, load_grid, load_recipe
 from pipeline.recipe.grid import GridConfig
 from pipeline.report.compare import By
@@ -39,6 +39,8 @@ def run_study(path: Path, *, detach: bool = False) -> None:
         print(f"== {grid.name}: {name} ({number} of {len(arms)})", flush=True)
         try:
             run_stages(recipe, grid.stages)
+        except StoppedAndSaved:  # the study was meant: the same command goes on with this arm
+            raise
         except PipelineError as error:
             print(f"error: {name}: {error}", file=sys.stderr)
             failures.append(error)

@@ -50,12 +50,8 @@ def _no_hidden_first_step(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
     It would decay the weights once and start Adam's bias correction at step 2.
     """
-    rates = [float(group["lr"]) for group in optimizer.param_groups]
-    for group in optimizer.param_groups:
-        set_rate(group, 0.0)
-    yield
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        set_rate(group, rate)
+    with pieces.no_rate(optimizer):
+        yield
     optimizer.state.clear()
 
 

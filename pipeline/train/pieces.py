@@ -202,7 +202,7 @@ def make_optimizer_state(engine: Any, stage: int) -> None:
     if stage < 3:
         step_of_nothing(inner)
         return
-    with _no_rate(inner):
+    with no_rate(inner):
         for number, flat in enumerate(engine.optimizer.fp32_partitioned_groups_flat):
             with _zero_gradients([flat]):
                 engine.optimizer._optimizer_step(number)
@@ -211,12 +211,13 @@ def make_optimizer_state(engine: Any, stage: int) -> None:
 def step_of_nothing(optimizer: torch.optim.Optimizer) -> None:
     """A step with gradients and a rate of zero."""
     tensors = [p for group in optimizer.param_groups for p in group["params"]]
-    with _no_rate(optimizer), _zero_gradients(tensors):
+    with no_rate(optimizer), _zero_gradients(tensors):
         optimizer.step()
 
 
 @contextmanager
-def _no_rate(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+def no_rate(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Steps in the body move nothing by the gradient."""
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         set_rate(group, 0.0)
