@@ -48,8 +48,10 @@ def check_replicas(run: TrainingRun) -> None:
 
 
 def replicated(run: TrainingRun) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor that all ranks hold in full, by name; at ZeRO 3 only those of the head."""
-    if run.recipe.engine.zero_stage < 3:
+    """Every tensor that all ranks hold in full, by name; at ZeRO 3 only those of the head, and
+    nothing of the model where local SGD gives each rank weights of its own."""
+    engine = run.recipe.engine
+    if engine.zero_stage < 3 and engine.comm_hook != "post_local_sgd":
         yield from run.engine.named_parameters()
     for name, tensor in run.module.head.owned_parameters().items():
         yield f"head.{name}", tensor
