@@ -102,7 +102,7 @@ def rank_steps(rank: int, stage: int, clip: float) -> Any:
     return full(engine), engine.grad_norm
 
 
-@pytest.mark.parametrize("clip", [0.0, 0.05])
+@pytest.mark.parametrize("clip", [pytest.param(0.0, marks=pytest.mark.long), 0.05])
 @pytest.mark.parametrize("stage", [DDP, 0, 1, 2, 3])
 def test_two_ranks_with_accumulation_equal_one_big_batch(stage: int, clip: float) -> None:
     for parameters, norm in run_ranks(2, rank_steps, stage, clip):
@@ -150,7 +150,19 @@ def rank_full_access(rank: int, stage: int, dtype: str) -> Any:
 
 @pytest.mark.parametrize(
     ("stage", "dtype"),
-    [(DDP, "fp32"), (DDP, "bf16"), *itertools.product(range(4), ("fp32", "bf16", "fp16"))],
+    [
+        (DDP, "fp32"),
+        (DDP, "bf16"),
+        *itertools.product(range(4), ("fp32",)),
+        (1, "bf16"),
+        (3, "bf16"),
+        (0, "fp16"),
+        (2, "fp16"),
+        *(
+            pytest.param(*each, marks=pytest.mark.long)
+            for each in ((0, "bf16"), (2, "bf16"), (1, "fp16"), (3, "fp16"))
+        ),
+    ],
 )
 def test_full_gradients_parameters_and_moments(stage: int, dtype: str) -> None:
     tolerance = {"fp32": 2e-6, "bf16": 2e-2, "fp16": 2e-3}[dtype]

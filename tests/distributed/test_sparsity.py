@@ -71,9 +71,9 @@ DDP = -1  # in the place of a stage: the other engine
 CASES = [
     # stage, dtype, block, changes; pairs of what could interact
     (DDP, "bf16", 1, {}),
-    (0, "fp32", 1, {}),
+    pytest.param(0, "fp32", 1, {}, marks=pytest.mark.long),
     (1, "fp32", 8, {"executor": "gather"}),
-    (2, "bf16", 1, {"skip_optimizer_step": False}),
+    pytest.param(2, "bf16", 1, {"skip_optimizer_step": False}, marks=pytest.mark.long),
     (3, "fp32", 1, {"grown_moments": "gradient", "mask_head": True}),
     pytest.param(3, "bf16", 8, {"executor": "gather"}, marks=pytest.mark.long),
     pytest.param(0, "bf16", 8, {"densities": "uniform"}, marks=pytest.mark.long),
@@ -216,7 +216,7 @@ def test_the_counted_flops_meet_the_share_that_was_asked_for(tmp_path: Path) -> 
 MLSTM = {"kind": "mlstm", "hidden": 24, "embedding": 8, "layers": 2}
 
 
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.long), 3])
 def test_recurrent_matrices_of_an_mlstm(tmp_path: Path, stage: int) -> None:
     recipe = sparse_recipe(
         tmp_path, model=MLSTM, tokenizer={"kind": "bytes"}, engine__zero_stage=stage,

@@ -73,7 +73,7 @@ def test_kills_change_nothing(
     assert_same_run(runs / "chaos", runs / "straight")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_the_supervisor_restarts_what_is_killed(tmp_path: Path, processes: int) -> None:
     """Through the real launcher: `python -m pipeline pretrain` and, for two ranks, torchrun."""
     recipe, runs = recipe_for(tmp_path, "mlstm", 40, 1), tmp_path / "runs"
