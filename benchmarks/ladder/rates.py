@@ -1,0 +1,134 @@
+"""The batch ladder of a model: the rate of each batch by successive halving, and by each rule.
+
+Every batch tries the same rates and those that the rules predict from the reference's; after a
+quarter of the bytes the best three go on to half, the best of them to the end. All stop on the
+schedule of the whole run, and those that go on resume from their checkpoints. What the rules
+predict is trained to the end too, as part of an ordinary study with its evaluations.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from benchmarks.ladder.arms import REFERENCE_ROWS, Scale, Study, curve, train
+from data_prep.errors import PipelineError
+from pipeline.recipe import load_recipe
+from pipeline.report.advise import advise
+from pipeline.run_folder import RunFolder
+from pipeline.stages.study import run_study
+
+RULES = ("none", "sqrt", "linear")
+STABLE_BITS = 0.5  # a rate is stable if it ends its first rung so near the best of its batch
+
+
+def halve(study: Study, arms: list[str]) -> tuple[str, dict[str, float]]:
+    """The arm that is best after the last rung, and what all had after the first."""
+    first: dict[str, float] = {}
+    for share, keep in study.scale.rungs:
+        found = {arm: train(study.recipe(arm, share=share)) for arm in arms}
+        first = first or found
+        arms = sorted(arms, key=found.__getitem__)[:keep]
+    return arms[0], first
+
+
+def rate_of(study: Study, arm: str) -> float:
+    """The peak rate of an arm."""
+    return study.recipe(arm).optim.lr
+
+
+def rule_rates(rate: float, factor: int) -> dict[str, float]:
+    """What each rule makes of the reference's rate, by the recipe's own key."""
+    rates = {}
+    for rule in RULES:
+        given = [f"optim.lr={rate}", f"optim.scaling={rule}", "optim.reference_tokens=512"]
+        section = load_recipe("recipes/large_batch_mlstm.yaml", given).optim
+        rates[rule] = section.peak_lr(factor * REFERENCE_ROWS * 128)
+    return rates
+
+
+def add_rates(study: Study, factor: int, rates: list[float], *overrides: str) -> list[str]:
+    """An arm for each rate at a batch. Two micro-batches at least show the gradient's noise."""
+    noise = [f"optim.noise_every_steps={max(1, study.scale.steps(factor) // 80)}"]
+    parts = {1: 1, 8: 2}.get(factor, 4)
+    given = [*overrides, *(noise if parts > 1 else [])]
+    return [
+        study.add(f"x{factor}_{rate:.4g}", factor, f"optim.lr={rate}", *given, parts=parts)
+        for rate in sorted({float(f"{rate:.4g}") for rate in rates})
+    ]
+
+
+def ladder(model: str, scale: Scale) -> dict[str, Any]:
+    """Train it and say what came out, batch by batch."""
+    warmup = f"optim.warmup_tokens={scale.total_bytes // 32}"  # zero to peak, in all arms alike
+    study = Study(f"ladder_{model}", model, scale, shared=[warmup])
+    best, first = halve(study, add_rates(study, 1, list(scale.rates)))
+    reference = rate_of(study, best)
+    rungs = {1: {"best": best, "rules": {rule: best for rule in RULES}, "first": first}}
+    for factor in scale.factors[1:]:
+        rules = rule_rates(reference, factor)
+        arms = add_rates(study, factor, [*scale.rates, *rules.values()])
+        best, first = halve(study, arms)
+        names = {rule: f"x{factor}_{rate:.4g}" for rule, rate in rules.items()}
+        rungs[factor] = {"best": best, "rules": names, "first": first}
+    ends = sorted({arm for rung in rungs.values() for arm in (rung["best"], *rung["rules"].values())})  # fmt: skip
+    _finish(study, ends)
+    return {
+        "reference_rate": reference,
+        "batches": {factor: _rung(study, factor, rung) for factor, rung in rungs.items()},
+    }
+
+
+def _finish(study: Study, ends: list[str]) -> None:
+    """All end points, in processes that start fast; then the study, which finds them trained."""
+    ended = [arm for arm in ends if math.isfinite(train(study.recipe(arm)))]
+    if study.scale.evaluates:
+        try:
+            run_study(study.write(ended, ["prepare", "pretrain", "export", "evaluate"]))
+        except PipelineError as error:
+            print(f"{study.name}: {error}", flush=True)
+
+
+def _rung(study: Study, factor: int, rung: dict[str, Any]) -> dict[str, Any]:
+    """A batch as plain values."""
+    first = {rate_of(study, arm): bits for arm, bits in rung["first"].items()}
+    limit = min(first.values()) + STABLE_BITS
+    return {
+        "bytes_per_update": factor * REFERENCE_ROWS * 128,
+        "updates": study.scale.steps(factor),
+        "first_rung": sorted(first.items()),
+        "largest_stable_rate": max(rate for rate, bits in first.items() if bits <= limit),
+        "best": _end(study, rung["best"]),
+        "rules": {rule: _end(study, arm) for rule, arm in rung["rules"].items()},
+        **_noise(study, rung["best"]),
+    }
+
+
+def _end(study: Study, arm: str) -> dict[str, Any]:
+    """An end point: its rate, losses against bytes, and what the evaluation found."""
+    recipe = study.recipe(arm)
+    folder = RunFolder(recipe.run_folder)
+    sentiment = folder.read_json(folder.evals / "sentiment.json") or {}
+    heldout = folder.read_json(folder.evals / "heldout.json") or {}
+    return {
+        "rate": recipe.optim.lr,
+        "bits": train(recipe),
+        "curve": [(step * recipe.batch.tokens, bits) for step, bits in curve(recipe)],
+        "test_bits": heldout.get("bits_per_byte"),
+        "sentiment": sentiment.get("accuracy"),
+        "sentiment_interval": sentiment.get("interval"),
+        "majority": sentiment.get("majority_accuracy"),
+    }
+
+
+def _noise(study: Study, arm: str) -> dict[str, Any]:
+    """The noise scale along the run of the best rate, and what `advise` says of it."""
+    recipe = study.recipe(arm)
+    if not recipe.optim.noise_every_steps:
+        return {}
+    lines = RunFolder(recipe.run_folder).read_metrics()
+    key = "noise/scale_tokens"
+    return {
+        "noise": [(line["train/tokens"], line[key]) for line in lines if key in line],
+        "advice": advise(recipe.run_folder),
+    }

@@ -1,0 +1,112 @@
+"""Large batches by rule: the batch ladder, warm-ups, noise scale and precision, at equal bytes.
+
+    python benchmarks/large_batch.py [--quick] [--json FILE] [--folder runs/large_batch]
+
+A byte-level mLSTM of 128 units and a Transformer of 2 layers of 128 on Amazon reviews (the embedded
+ones where corpora/ is not there), 2.5 MiB an arm; about an hour of one core. Every arm is a run of a
+study under the folder: started again, the command skips what is done. Writes results.json, tables
+and pictures into the folder.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(_ROOT))
+
+from benchmarks.harness import Row, options, report, row
+from benchmarks.ladder.arms import Scale, Study, corpus
+from benchmarks.ladder.precision import precisions
+from benchmarks.ladder.rates import ladder
+from benchmarks.ladder.warmup import warmups
+from pipeline.run_folder import RunFolder
+from pipeline.stages.runner import run_stages
+
+_SGD_MODEL = "mlstm"  # SGD hardly trains Transformers
+
+
+def full(folder: Path) -> Scale:
+    """What docs/results.md tells of."""
+    return Scale(
+        folder, 5 * 2**19, factors=(1, 8, 64),
+        rates=(5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2),
+        sgd_rates=(0.2, 0.4, 0.8, 1.6, 3.2, 6.4), seeds=(1, 2, 3),
+    )  # fmt: skip
+
+
+def quick(folder: Path) -> Scale:
+    """The same paths through the code."""
+    return Scale(
+        folder, 2**16, factors=(1, 8), rates=(4e-3,), sgd_rates=(0.8,), seeds=(1,),
+        rungs=((0.5, 1),), models=(_SGD_MODEL,), evaluates=False,
+    )  # fmt: skip
+
+
+def study_all(scale: Scale) -> dict[str, Any]:
+    """Every part, in the order of what depends on it."""
+    found: dict[str, Any] = {"bytes": scale.total_bytes, "ladder": {}, "precision": {}}
+    for model in scale.models:
+        found["ladder"][model] = ladder(model, scale)
+    found["warmup"] = warmups(_SGD_MODEL, scale)
+    for model in scale.models:
+        rate = found["ladder"][model]["batches"][scale.factors[1]]["best"]["rate"]
+        found["precision"][model] = precisions(model, scale, rate)
+    return found
+
+
+def rows_of(found: dict[str, Any]) -> list[Row]:
+    """Large batches beside the small one, and bf16 beside fp32."""
+    rows = []
+    for model, rungs in found["ladder"].items():
+        small = rungs["batches"][1]["best"]["bits"]
+        for factor, rung in rungs["batches"].items():
+            for name, end in {"best": rung["best"], **rung["rules"]}.items():
+                case = f"ladder {model} x{factor} {name}"
+                rows.append(row(case, "bits per byte", end["bits"], small, "x1 best", True))
+    small = next(iter(found["warmup"]["arms"].values()))["mean"]
+    for name, arm in found["warmup"]["arms"].items():
+        ours = float("inf") if arm["mean"] is None else arm["mean"]
+        rows.append(row(f"warmup {name}", "bits per byte", ours, small, "small batch", True))
+    for model, dtypes in found["precision"].items():
+        fp32, bf16 = dtypes["fp32"], dtypes["bf16"]
+        for key, lower in (("bytes_per_s", False), ("grown_bytes", True)):
+            rows.append(row(f"precision {model}", key, bf16[key], fp32[key], "fp32", lower))
+        gap = max(abs(a - b) for a, b in zip(bf16["bits"], fp32["bits"], strict=True))
+        rows.append(row(f"precision {model}", "gap, bits per byte", gap, 0.01, "bar", True))
+    return rows
+
+
+def main() -> None:
+    """Run all, or go on with it."""
+    parser = options(__doc__ or "")
+    parser.add_argument("--folder", type=Path, default=Path("runs/large_batch"))
+    arguments = parser.parse_args()
+    os.chdir(_ROOT)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if corpus():
+        print("corpora/ has no Amazon reviews: on the embedded sample, recipes/data/README.md")
+    if arguments.quick:
+        with tempfile.TemporaryDirectory() as folder:
+            found = run(quick(Path(folder)))
+    else:
+        found = run(full(arguments.folder))
+    report(rows_of(found), arguments.json)
+
+
+def run(scale: Scale) -> dict[str, Any]:
+    """Prepare, train, write down."""
+    study = Study("ladder_mlstm", "mlstm", scale)
+    study.add("data", 1)
+    run_stages(study.recipe("data"), ["prepare"])
+    found = study_all(scale)
+    RunFolder(scale.folder).write_json(scale.folder / "results.json", found)
+    return found
+
+
+if __name__ == "__main__":
+    main()
