@@ -22,7 +22,8 @@ from pipeline.recipe import Recipe, load_recipe
 from pipeline.run_folder import RunFolder
 
 MODELS = ("mlstm", "transformer")
-REFERENCE_ROWS = 4  # of the recipes: 512 bytes an update
+REFERENCE_BYTES = 512  # an update of both recipes
+_ROWS = {"mlstm": 8, "transformer": 4}  # of their batches
 _BITS = "eval/bits_per_byte"
 _CORPUS = Path("corpora/amazon_musical_instruments_5/reviews.json.gz")
 _SAMPLE = "data_prep/sample/fine_foods_train.jsonl.xz"
@@ -41,13 +42,13 @@ class Scale:
     sgd_rates: tuple[float, ...]
     seeds: tuple[int, ...]
     # Share of the bytes after which the best so many of a batch's rates go on.
-    rungs: tuple[tuple[float, int], ...] = ((0.25, 3), (0.5, 1))
+    rungs: tuple[tuple[float, int], ...] = ((0.25, 2), (0.5, 1))
     models: tuple[str, ...] = MODELS
     evaluates: bool = True  # sentiment of the end points
 
     def steps(self, factor: int, share: float = 1.0) -> int:
         """Updates that read `share` of the bytes at a batch."""
-        return round(share * self.total_bytes / (factor * REFERENCE_ROWS * 128))
+        return round(share * self.total_bytes / (factor * REFERENCE_BYTES))
 
 
 @dataclass
@@ -62,7 +63,7 @@ class Study:
 
     def add(self, arm: str, factor: int, *overrides: str, parts: int = 1) -> str:
         """An arm at a batch, in `parts` micro-batches; its name."""
-        rows, steps = REFERENCE_ROWS * factor, self.scale.steps(factor)
+        rows, steps = _ROWS[self.model] * factor, self.scale.steps(factor)
         self.arms[arm] = [
             f"batch.global_batch={rows}", f"batch.micro_batch={rows // parts}",
             f"run.steps={steps}", f"eval.every_steps={max(1, steps // 16)}",
@@ -125,8 +126,10 @@ def train(recipe: Recipe) -> float:
         found = _outcome(recipe)
         if found is None:
             raise RuntimeError(f"{recipe.run.name} ended with {child.exitcode}, see {log}")
-        print(f"{recipe.run_folder.parent.name:<20} {recipe.run.name:<26} "
-              f"{recipe.batch.tokens * recipe.run.steps / 2**20:5.2f} MiB {found:8.4f}", flush=True)  # fmt: skip
+        read = recipe.batch.tokens * recipe.run.steps / 2**20
+        print(
+            f"{log.parent.name:<20} {recipe.run.name:<26} {read:.2f} MiB {found:8.4f}", flush=True
+        )
     return found
 
 

@@ -1,7 +1,7 @@
 """The batch ladder of a model: the rate of each batch by successive halving, and by each rule.
 
 Every batch tries the same rates and those that the rules predict from the reference's; after a
-quarter of the bytes the best three go on to half, the best of them to the end. All stop on the
+quarter of the bytes the best two go on to half, the better of them to the end. All stop on the
 schedule of the whole run, and those that go on resume from their checkpoints. What the rules
 predict is trained to the end too, as part of an ordinary study with its evaluations.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from benchmarks.ladder.arms import REFERENCE_ROWS, Scale, Study, curve, train
+from benchmarks.ladder.arms import REFERENCE_BYTES, Scale, Study, curve, train
 from data_prep.errors import PipelineError
 from pipeline.recipe import load_recipe
 from pipeline.report.advise import advise
@@ -41,9 +41,13 @@ def rule_rates(rate: float, factor: int) -> dict[str, float]:
     """What each rule makes of the reference's rate, by the recipe's own key."""
     rates = {}
     for rule in RULES:
-        given = [f"optim.lr={rate}", f"optim.scaling={rule}", "optim.reference_tokens=512"]
+        given = [
+            f"optim.lr={rate}",
+            f"optim.scaling={rule}",
+            f"optim.reference_tokens={REFERENCE_BYTES}",
+        ]
         section = load_recipe("recipes/large_batch_mlstm.yaml", given).optim
-        rates[rule] = section.peak_lr(factor * REFERENCE_ROWS * 128)
+        rates[rule] = section.peak_lr(factor * REFERENCE_BYTES)
     return rates
 
 
@@ -71,16 +75,16 @@ def ladder(model: str, scale: Scale) -> dict[str, Any]:
         best, first = halve(study, arms)
         names = {rule: f"x{factor}_{rate:.4g}" for rule, rate in rules.items()}
         rungs[factor] = {"best": best, "rules": names, "first": first}
-    ends = sorted({arm for rung in rungs.values() for arm in (rung["best"], *rung["rules"].values())})  # fmt: skip
-    _finish(study, ends)
+    _finish(study, rungs)
     return {
         "reference_rate": reference,
         "batches": {factor: _rung(study, factor, rung) for factor, rung in rungs.items()},
     }
 
 
-def _finish(study: Study, ends: list[str]) -> None:
+def _finish(study: Study, rungs: dict[int, dict[str, Any]]) -> None:
     """All end points, in processes that start fast; then the study, which finds them trained."""
+    ends = dict.fromkeys(a for r in rungs.values() for a in (r["best"], *r["rules"].values()))
     ended = [arm for arm in ends if math.isfinite(train(study.recipe(arm)))]
     if study.scale.evaluates:
         try:
@@ -94,7 +98,7 @@ def _rung(study: Study, factor: int, rung: dict[str, Any]) -> dict[str, Any]:
     first = {rate_of(study, arm): bits for arm, bits in rung["first"].items()}
     limit = min(first.values()) + STABLE_BITS
     return {
-        "bytes_per_update": factor * REFERENCE_ROWS * 128,
+        "bytes_per_update": factor * REFERENCE_BYTES,
         "updates": study.scale.steps(factor),
         "first_rung": sorted(first.items()),
         "largest_stable_rate": max(rate for rate, bits in first.items() if bits <= limit),

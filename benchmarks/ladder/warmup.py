@@ -11,7 +11,7 @@ import math
 import statistics
 from typing import Any
 
-from benchmarks.ladder.arms import Scale, Study, curve, train
+from benchmarks.ladder.arms import REFERENCE_BYTES, Scale, Study, curve, train
 from benchmarks.ladder.rates import STABLE_BITS, add_rates, halve, rate_of
 
 _SGD = ["optim.name=sgd", "optim.options={momentum: 0.9, nesterov: true}",
@@ -58,7 +58,8 @@ def _ways(study: Study, factor: int, rate: float, name: str, cap: list[str]) -> 
     for way, warmup in _WAYS.items():
         length = 0 if way == "none" else study.scale.total_bytes // 16
         given = [f"optim.warmup_tokens={length}"] if length else []
-        rule = [f"optim.lr={rate}", "optim.scaling=linear", "optim.reference_tokens=512", *cap]
+        rule = [f"optim.lr={rate}", "optim.scaling=linear",
+                f"optim.reference_tokens={REFERENCE_BYTES}", *cap]  # fmt: skip
         arm = f"x{factor}_{name}_{way}"
         arms.append(study.add(arm, factor, *rule, f"optim.warmup={warmup}", *given))
     return arms
