@@ -3,7 +3,7 @@
     python benchmarks/large_batch.py [--quick] [--json FILE] [--folder runs/large_batch]
 
 A byte-level mLSTM of 128 units and a Transformer of 2 layers of 128 on Amazon reviews (the embedded
-ones where corpora/ is not there), 2 MiB an arm; about an hour of one core. Every arm is a run of a
+ones where corpora/ is not there), 1 MiB an arm; about an hour of one core. Every arm is a run of a
 study under the folder: started again, the command skips what is done. Writes results.json, tables
 and pictures into the folder.
 """
@@ -16,24 +16,26 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-_ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(_ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.harness import Row, options, report, row
 from benchmarks.ladder.arms import Scale, Study, corpus
+from benchmarks.ladder.page import document
 from benchmarks.ladder.precision import precisions
 from benchmarks.ladder.rates import ladder
 from benchmarks.ladder.warmup import warmups
+from pipeline.report.save import save
 from pipeline.run_folder import RunFolder
 from pipeline.stages.runner import run_stages
 
+_ROOT = Path(__file__).parents[1]
 _SGD_MODEL = "mlstm"  # SGD hardly trains Transformers
 
 
 def full(folder: Path) -> Scale:
     """What docs/results.md tells of."""
     return Scale(
-        folder, 2**21, factors=(1, 8, 64),
+        folder, 2**20, factors=(1, 8, 64),
         rates=(5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2),
         sgd_rates=(0.2, 0.4, 0.8, 1.6, 3.2, 6.4), seeds=(1, 2, 3),
     )  # fmt: skip
@@ -105,6 +107,7 @@ def run(scale: Scale) -> dict[str, Any]:
     run_stages(study.recipe("data"), ["prepare"])
     found = study_all(scale)
     RunFolder(scale.folder).write_json(scale.folder / "results.json", found)
+    save(document(found), scale.folder / "results.html", scale.folder / "results.md")
     return found
 
 

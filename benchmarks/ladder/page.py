@@ -1,0 +1,164 @@
+"""The results of the ladder as a document: tables and pictures, written beside its studies."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from benchmarks.ladder.rates import RULES
+from pipeline.report import numbers as show
+from pipeline.report.document import Block, Code, Document, Picture, Section, Table
+from pipeline.report.figures import BITS, Axis, Curve, draw
+
+_BYTES = Axis("training bytes (k = 10³, M = 10⁶)", prefixes=True)
+_LOG_BITS = Axis(BITS.label, log=True)
+_RATE = Axis("peak rate", log=True)
+_ALL_POINTS = 2000
+
+
+def document(found: dict[str, Any]) -> Document:
+    """Of what `study_all` found; parts that are not there yet are left out."""
+    sections = []
+    for model, rungs in found["ladder"].items():
+        blocks = [_batches(rungs), _sentiment(rungs), _rates(model, rungs), _rules(model, rungs)]
+        sections.append(Section(f"Batch ladder: {model}", _present(blocks)))
+    sections.append(Section("Noise scale", _present([_noise(found["ladder"]), *_advice(found)])))
+    if "warmup" in found:
+        warmup = found["warmup"]
+        blocks = [_sgd(warmup), _warmups(warmup), _warmup_curves(warmup)]
+        sections.append(Section("Warm-up under SGD with momentum", _present(blocks)))
+    if found["precision"]:
+        sections.append(Section("Precision", [_precisions(found["precision"])]))
+    return Document("Large batches by rule", sections)
+
+
+def _present(blocks: list[Any]) -> list[Block]:
+    return [block for block in blocks if block is not None]
+
+
+def _bits(value: float | None) -> str:
+    return "diverged" if value is not None and math.isinf(value) else show.decimal(value)
+
+
+def _batches(rungs: dict[str, Any]) -> Table:
+    header = ["batch", "bytes", "updates", "best rate", "largest stable", "bits per byte", *RULES]
+    rows = [
+        [f"x{factor}", show.count(rung["bytes_per_update"]), show.count(rung["updates"]),
+         show.general(rung["best"]["rate"]), show.general(rung["largest_stable_rate"]),
+         _bits(rung["best"]["bits"]),
+         *(f"{_bits(end['bits'])} at {end['rate']:.3g}" for end in rung["rules"].values())]
+        for factor, rung in rungs["batches"].items()
+    ]  # fmt: skip
+    return Table(header, rows)
+
+
+def _sentiment(rungs: dict[str, Any]) -> Table:
+    header = ["end point", "rate", "validation", "test", "sentiment [95 %]", "most frequent class"]
+    rows = []
+    for factor, rung in rungs["batches"].items():
+        ends = {"best": rung["best"]} | (rung["rules"] if int(factor) > 1 else {})
+        for name, end in ends.items():
+            accuracy = show.with_interval(end["sentiment"], end["sentiment_interval"])
+            rows.append([
+                f"x{factor} {name}", show.general(end["rate"]), _bits(end["bits"]),
+                _bits(end["test_bits"]), accuracy, show.percent(end["majority"]),
+            ])  # fmt: skip
+    return Table(header, rows)
+
+
+def _rates(model: str, rungs: dict[str, Any]) -> Picture | None:
+    curves = []
+    for factor, rung in rungs["batches"].items():
+        rates, bits = np.array(rung["first_rung"], dtype=float).T
+        curves.append(Curve(f"x{factor}", rates, bits, "points"))
+    title = f"{model}: a quarter of the way, by rate"
+    return draw(f"large_batch_rates_{model}", title, _RATE, BITS, curves, _ALL_POINTS)
+
+
+def _rules(model: str, rungs: dict[str, Any]) -> Picture | None:
+    batches = rungs["batches"]
+    curves = [_against_bytes("x1", next(iter(batches.values()))["best"]["curve"])]
+    for factor, rung in batches.items():
+        if int(factor) > 1:
+            ends = {"best": rung["best"], **rung["rules"]}
+            curves += [_against_bytes(f"x{factor} {k}", end["curve"]) for k, end in ends.items()]
+    title = f"{model}: rules at equal bytes"
+    return draw(f"large_batch_rules_{model}", title, _BYTES, _LOG_BITS, curves, _ALL_POINTS)
+
+
+def _against_bytes(label: str, points: list[list[float]]) -> Curve:
+    x, y = np.array(points, dtype=float).reshape(-1, 2).T
+    return Curve(label, x, y)
+
+
+def _noise(ladders: dict[str, Any]) -> Picture | None:
+    curves, levels = [], {}
+    for model, rungs in ladders.items():
+        for factor, rung in rungs["batches"].items():
+            levels[factor] = rung["bytes_per_update"]
+            if rung.get("noise"):
+                curves.append(_against_bytes(f"{model}, trained at x{factor}", rung["noise"]))
+    lines = [Curve(f"batch x{f}", np.zeros(1), np.array([b]), "level") for f, b in levels.items()]
+    axis = Axis("noise scale, bytes", log=True)
+    title = "Gradient noise scale along the run"
+    return draw("large_batch_noise", title, _BYTES, axis, [*curves, *lines], _ALL_POINTS)
+
+
+def _advice(found: dict[str, Any]) -> list[Code]:
+    return [
+        Code(f"{model} x{factor}\n{rung['advice']}")
+        for model, rungs in found["ladder"].items()
+        for factor, rung in rungs["batches"].items()
+        if "advice" in rung
+    ]
+
+
+def _sgd(warmup: dict[str, Any]) -> Table:
+    first = warmup["first_rung"]
+    rates = [rate for rate, _ in next(iter(first.values()))]
+    rows = [
+        [f"x{factor}", *(_bits(bits) for _, bits in found), show.general(warmup["rates"][factor]),
+         show.general(warmup["largest_stable_rate"][factor])]
+        for factor, found in first.items()
+    ]  # fmt: skip
+    return Table(["batch", *map(show.general, rates), "best rate", "largest stable"], rows)
+
+
+def _warmups(warmup: dict[str, Any]) -> Table:
+    rows = [
+        [name, show.general(arm["peak_rate"]), *map(_bits, arm["bits"]),
+         f"{_bits(arm['mean'])} ± {_bits(arm['deviation'])}", str(arm["diverged"])]
+        for name, arm in warmup["arms"].items()
+    ]  # fmt: skip
+    seeds = [f"seed {number}" for number, _ in enumerate(rows[0][2:-2], 1)]
+    return Table(["arm", "peak rate", *seeds, "mean ± deviation", "diverged"], rows)
+
+
+def _warmup_curves(warmup: dict[str, Any]) -> Picture | None:
+    curves = []
+    for name, arm in warmup["arms"].items():
+        runs = [np.array(c, dtype=float).reshape(-1, 2) for c in arm["curves"]]
+        length = min(map(len, runs))  # of a run that diverged there is less
+        if length:
+            x, y = np.mean([run[:length] for run in runs], axis=0).T
+            curves.append(Curve(name, x, y))
+    title = "SGD with momentum: ways to begin, mean of seeds"
+    return draw("large_batch_warmup", title, _BYTES, _LOG_BITS, curves, _ALL_POINTS)
+
+
+def _precisions(found: dict[str, Any]) -> Table:
+    header = ["model", "fp32, bits per byte", "bf16", "gap", "speed, times fp32's",
+              "memory grown, times fp32's"]  # fmt: skip
+    rows = []
+    for model, dtypes in found.items():
+        fp32, bf16 = dtypes["fp32"], dtypes["bf16"]
+        gaps = [b - a for a, b in zip(fp32["bits"], bf16["bits"], strict=True)]
+        rows.append([
+            model, *(", ".join(show.decimal(b, 4) for b in d["bits"]) for d in (fp32, bf16)),
+            ", ".join(f"{gap:+.4f}" for gap in gaps),
+            show.decimal(bf16["bytes_per_s"] / fp32["bytes_per_s"], 2),
+            show.decimal(bf16["grown_bytes"] / fp32["grown_bytes"], 2),
+        ])  # fmt: skip
+    return Table(header, rows)
