@@ -44,8 +44,8 @@ def full(folder: Path) -> Scale:
 def quick(folder: Path) -> Scale:
     """The same paths through the code."""
     return Scale(
-        folder, 2**16, factors=(1, 8), rates=(4e-3,), sgd_rates=(0.8,), seeds=(1,),
-        rungs=((0.5, 1),), models=(_SGD_MODEL,), evaluates=False,
+        folder, 2**17, factors=(1, 8), rates=(4e-3,), sgd_rates=(0.8,), seeds=(1,),
+        rungs=((0.5, 1),), doublings=1, models=(_SGD_MODEL,), evaluates=False,
     )  # fmt: skip
 
 
@@ -67,19 +67,22 @@ def rows_of(found: dict[str, Any]) -> list[Row]:
     for model, rungs in found["ladder"].items():
         small = rungs["batches"][1]["best"]["bits"]
         for factor, rung in rungs["batches"].items():
-            for name, end in {"best": rung["best"], **rung["rules"]}.items():
+            ends = {"best": rung["best"]} | (rung["rules"] if factor > 1 else {})
+            for name, end in ends.items():
                 case = f"ladder {model} x{factor} {name}"
                 rows.append(row(case, "bits per byte", end["bits"], small, "x1 best", True))
     small = next(iter(found["warmup"]["arms"].values()))["mean"]
     for name, arm in found["warmup"]["arms"].items():
-        ours = float("inf") if arm["mean"] is None else arm["mean"]
-        rows.append(row(f"warmup {name}", "bits per byte", ours, small, "small batch", True))
+        if arm["mean"] is not None:
+            case = f"warmup {name}"
+            rows.append(row(case, "bits per byte", arm["mean"], small, "small batch", True))
+        rows.append(row(f"warmup {name}", "seeds that diverged", arm["diverged"]))
     for model, dtypes in found["precision"].items():
         fp32, bf16 = dtypes["fp32"], dtypes["bf16"]
         for key, lower in (("bytes_per_s", False), ("grown_bytes", True)):
             rows.append(row(f"precision {model}", key, bf16[key], fp32[key], "fp32", lower))
         gap = max(abs(a - b) for a, b in zip(bf16["bits"], fp32["bits"], strict=True))
-        rows.append(row(f"precision {model}", "gap, bits per byte", gap, 0.01, "bar", True))
+        rows.append(Row(f"precision {model}", "gap, bits per byte", gap, 0.01, "bar", None))
     return rows
 
 

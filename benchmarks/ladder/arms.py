@@ -43,6 +43,7 @@ class Scale:
     seeds: tuple[int, ...]
     # Share of the bytes after which the best so many of a batch's rates go on.
     rungs: tuple[tuple[float, int], ...] = ((0.25, 2), (0.5, 1))
+    doublings: int = 8  # at most, of the rate beyond those tried, until it is not stable
     models: tuple[str, ...] = MODELS
     evaluates: bool = True  # sentiment of the end points
 

@@ -22,14 +22,35 @@ RULES = ("none", "sqrt", "linear")
 STABLE_BITS = 0.5  # a rate is stable if it ends its first rung so near the best of its batch
 
 
-def halve(study: Study, arms: list[str]) -> tuple[str, dict[str, float]]:
-    """The arm that is best after the last rung, and what all had after the first."""
-    first: dict[str, float] = {}
+def halve(study: Study, factor: int, rates: list[float]) -> tuple[str, dict[str, float]]:
+    """The arm that is best after the last rung, and what all rates had after the first."""
+    arms, first = add_rates(study, factor, rates), {}
     for share, keep in study.scale.rungs:
         found = {arm: train(study.recipe(arm, share=share)) for arm in arms}
-        first = first or found
-        arms = sorted(arms, key=found.__getitem__)[:keep]
+        if not first:
+            found |= _climb(study, factor, share, found)
+            first = found
+        arms = sorted(found, key=found.__getitem__)[:keep]
     return arms[0], first
+
+
+def _climb(study: Study, factor: int, share: float, found: dict[str, float]) -> dict[str, float]:
+    """What twice the largest stable rate has, and twice that, up to the first not stable."""
+    more: dict[str, float] = {}
+    rate = largest_stable({rate_of(study, arm): bits for arm, bits in found.items()})
+    for _ in range(study.scale.doublings):
+        rate *= 2
+        [arm] = add_rates(study, factor, [rate])
+        more[arm] = train(study.recipe(arm, share=share))
+        if not more[arm] <= min(found.values()) + STABLE_BITS or math.isinf(more[arm]):
+            break
+    return more
+
+
+def largest_stable(first: dict[float, float]) -> float:
+    """Of rates and the losses after a rung, the highest rate that is near the best."""
+    limit = min(first.values()) + STABLE_BITS
+    return max(rate for rate, bits in first.items() if bits <= limit)
 
 
 def rate_of(study: Study, arm: str) -> float:
@@ -51,13 +72,18 @@ def rule_rates(rate: float, factor: int) -> dict[str, float]:
     return rates
 
 
-def add_rates(study: Study, factor: int, rates: list[float], *overrides: str) -> list[str]:
+def add_rates(study: Study, factor: int, rates: list[float]) -> list[str]:
     """An arm for each rate at a batch. Two micro-batches at least show the gradient's noise."""
     noise = [f"optim.noise_every_steps={max(1, study.scale.steps(factor) // 80)}"]
     parts = {1: 1, 8: 2}.get(factor, 4)
-    given = [*overrides, *(noise if parts > 1 else [])]
     return [
-        study.add(f"x{factor}_{rate:.4g}", factor, f"optim.lr={rate}", *given, parts=parts)
+        study.add(
+            f"x{factor}_{rate:.4g}",
+            factor,
+            f"optim.lr={rate}",
+            *(noise if parts > 1 else []),
+            parts=parts,
+        )
         for rate in sorted({float(f"{rate:.4g}") for rate in rates})
     ]
 
@@ -66,13 +92,12 @@ def ladder(model: str, scale: Scale) -> dict[str, Any]:
     """Train it and say what came out, batch by batch."""
     warmup = f"optim.warmup_tokens={scale.total_bytes // 32}"  # zero to peak, in all arms alike
     study = Study(f"ladder_{model}", model, scale, shared=[warmup])
-    best, first = halve(study, add_rates(study, 1, list(scale.rates)))
+    best, first = halve(study, 1, list(scale.rates))
     reference = rate_of(study, best)
     rungs = {1: {"best": best, "rules": {rule: best for rule in RULES}, "first": first}}
     for factor in scale.factors[1:]:
         rules = rule_rates(reference, factor)
-        arms = add_rates(study, factor, [*scale.rates, *rules.values()])
-        best, first = halve(study, arms)
+        best, first = halve(study, factor, [*scale.rates, *rules.values()])
         names = {rule: f"x{factor}_{rate:.4g}" for rule, rate in rules.items()}
         rungs[factor] = {"best": best, "rules": names, "first": first}
     _finish(study, rungs)
@@ -96,12 +121,11 @@ def _finish(study: Study, rungs: dict[int, dict[str, Any]]) -> None:
 def _rung(study: Study, factor: int, rung: dict[str, Any]) -> dict[str, Any]:
     """A batch as plain values."""
     first = {rate_of(study, arm): bits for arm, bits in rung["first"].items()}
-    limit = min(first.values()) + STABLE_BITS
     return {
         "bytes_per_update": factor * REFERENCE_BYTES,
         "updates": study.scale.steps(factor),
         "first_rung": sorted(first.items()),
-        "largest_stable_rate": max(rate for rate, bits in first.items() if bits <= limit),
+        "largest_stable_rate": largest_stable(first),
         "best": _end(study, rung["best"]),
         "rules": {rule: _end(study, arm) for rule, arm in rung["rules"].items()},
         **_noise(study, rung["best"]),

@@ -12,7 +12,7 @@ import statistics
 from typing import Any
 
 from benchmarks.ladder.arms import REFERENCE_BYTES, Scale, Study, curve, train
-from benchmarks.ladder.rates import STABLE_BITS, add_rates, halve, rate_of
+from benchmarks.ladder.rates import add_rates, halve, largest_stable, rate_of
 
 _SGD = ["optim.name=sgd", "optim.options={momentum: 0.9, nesterov: true}",
         "optim.gradient_clip_norm=0"]  # fmt: skip
@@ -24,7 +24,7 @@ def warmups(model: str, scale: Scale) -> dict[str, Any]:
     study = Study(f"warmup_{model}", model, scale, shared=_SGD)
     rates, first = {}, {}
     for factor in scale.factors:
-        best, found = halve(study, add_rates(study, factor, list(scale.sgd_rates)))
+        best, found = halve(study, factor, list(scale.sgd_rates))
         rates[factor] = rate_of(study, best)
         first[factor] = sorted((rate_of(study, arm), bits) for arm, bits in found.items())
     largest = scale.factors[-1]
@@ -41,15 +41,10 @@ def warmups(model: str, scale: Scale) -> dict[str, Any]:
         "rates": rates,
         "first_rung": first,
         "largest_stable_rate": {
-            factor: max(rate for rate, bits in found if bits <= _limit(found))
-            for factor, found in first.items()
+            factor: largest_stable(dict(found)) for factor, found in first.items()
         },
         "arms": {arm: _arm(study, arm) for arm in arms},
     }
-
-
-def _limit(found: list[tuple[float, float]]) -> float:
-    return min(bits for _, bits in found) + STABLE_BITS
 
 
 def _ways(study: Study, factor: int, rate: float, name: str, cap: list[str]) -> list[str]:
