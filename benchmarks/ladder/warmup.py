@@ -1,8 +1,9 @@
 """Four ways to begin a large batch under SGD with momentum, after Goyal et al. 2017, section 5.1.
 
 There: error 23.60 at 256 images; at 8,192 by the linear rule 23.74 with a gradual warm-up, 24.84
-with none, 25.88 with a constant one. Here: bits per byte at the reference batch and at the largest,
-by the linear rule, and by the linear rule under a cap: the best rate of that batch.
+with none, 25.88 with a constant one. Here: bits per byte at the reference batch at its best rate,
+and at larger ones by the linear rule: `linear` from that rate, `fitted` from one so low that the
+rule ends at the best rate of the largest batch.
 """
 
 from __future__ import annotations
@@ -30,9 +31,8 @@ def warmups(model: str, scale: Scale) -> dict[str, Any]:
     largest = scale.factors[-1]
     arms = [add_rates(study, 1, [rates[1]])[0]]
     for factor in scale.factors[1:]:
-        arms += _ways(study, factor, rates[1], "linear", [])
-    if rates[largest] > rates[1]:  # else a cap leaves nothing to warm up to
-        arms += _ways(study, largest, rates[1], "capped", [f"optim.lr_cap={rates[largest]}"])
+        arms += _ways(study, factor, rates[1], "linear")
+    arms += _ways(study, largest, rates[largest] / largest, "fitted")
     for seed in scale.seeds:  # every arm in turn, so that what the machine does falls on all
         for arm in arms:
             train(study.recipe(arm, seed))
@@ -47,14 +47,13 @@ def warmups(model: str, scale: Scale) -> dict[str, Any]:
     }
 
 
-def _ways(study: Study, factor: int, rate: float, name: str, cap: list[str]) -> list[str]:
+def _ways(study: Study, factor: int, rate: float, name: str) -> list[str]:
     """The three beginnings at a batch, each a sixteenth of the bytes long, as Goyal's 5 epochs."""
+    rule = [f"optim.lr={rate}", "optim.scaling=linear", f"optim.reference_tokens={REFERENCE_BYTES}"]
     arms = []
     for way, warmup in _WAYS.items():
         length = 0 if way == "none" else study.scale.total_bytes // 16
         given = [f"optim.warmup_tokens={length}"] if length else []
-        rule = [f"optim.lr={rate}", "optim.scaling=linear",
-                f"optim.reference_tokens={REFERENCE_BYTES}", *cap]  # fmt: skip
         arm = f"x{factor}_{name}_{way}"
         arms.append(study.add(arm, factor, *rule, f"optim.warmup={warmup}", *given))
     return arms
