@@ -19,6 +19,7 @@ from pipeline.run_folder import RunFolder
 from pipeline.stages.study import run_study
 
 RULES = ("none", "sqrt", "linear")
+_UNIFORM_BITS = 8.0  # of a byte, all being equally likely
 STABLE_BITS = 0.5  # a rate is stable if it ends its first rung so near the best of its batch
 
 
@@ -51,6 +52,14 @@ def largest_stable(first: dict[float, float]) -> float:
     """Of rates and the losses after a rung, the highest rate that is near the best."""
     limit = min(first.values()) + STABLE_BITS
     return max(rate for rate, bits in first.items() if bits <= limit)
+
+
+def finish(study: Study, arm: str, seed: int = 1) -> float:
+    """Bits per byte at the end of a whole run; infinite for one that is stopped after the first
+    rung because it is worse than knowing nothing."""
+    if train(study.recipe(arm, seed, share=study.scale.rungs[0][0])) > _UNIFORM_BITS:
+        return math.inf
+    return train(study.recipe(arm, seed))
 
 
 def rate_of(study: Study, arm: str) -> float:
@@ -110,7 +119,7 @@ def ladder(model: str, scale: Scale) -> dict[str, Any]:
 def _finish(study: Study, rungs: dict[int, dict[str, Any]]) -> None:
     """All end points, in processes that start fast; then the study, which finds them trained."""
     ends = dict.fromkeys(a for r in rungs.values() for a in (r["best"], *r["rules"].values()))
-    ended = [arm for arm in ends if math.isfinite(train(study.recipe(arm)))]
+    ended = [arm for arm in ends if math.isfinite(finish(study, arm))]
     if study.scale.evaluates:
         try:
             run_study(study.write(ended, ["prepare", "pretrain", "export", "evaluate"]))
@@ -140,7 +149,7 @@ def _end(study: Study, arm: str) -> dict[str, Any]:
     heldout = folder.read_json(folder.evals / "heldout.json") or {}
     return {
         "rate": recipe.optim.lr,
-        "bits": train(recipe),
+        "bits": finish(study, arm),
         "curve": [(step * recipe.batch.tokens, bits) for step, bits in curve(recipe)],
         "test_bits": heldout.get("bits_per_byte"),
         "sentiment": sentiment.get("accuracy"),

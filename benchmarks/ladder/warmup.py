@@ -12,8 +12,8 @@ import math
 import statistics
 from typing import Any
 
-from benchmarks.ladder.arms import REFERENCE_BYTES, Scale, Study, curve, train
-from benchmarks.ladder.rates import add_rates, halve, largest_stable, rate_of
+from benchmarks.ladder.arms import REFERENCE_BYTES, Scale, Study, curve
+from benchmarks.ladder.rates import add_rates, finish, halve, largest_stable, rate_of
 
 _SGD = ["optim.name=sgd", "optim.options={momentum: 0.9, nesterov: true}",
         "optim.gradient_clip_norm=0"]  # fmt: skip
@@ -35,7 +35,7 @@ def warmups(model: str, scale: Scale) -> dict[str, Any]:
     arms += _ways(study, largest, rates[largest] / largest, "fitted")
     for seed in scale.seeds:  # every arm in turn, so that what the machine does falls on all
         for arm in arms:
-            train(study.recipe(arm, seed))
+            finish(study, arm, seed)
     study.write(arms, ["prepare", "pretrain"])
     return {
         "rates": rates,
@@ -62,7 +62,7 @@ def _ways(study: Study, factor: int, rate: float, name: str) -> list[str]:
 def _arm(study: Study, arm: str) -> dict[str, Any]:
     """Mean and deviation over the seeds that did not diverge, and how many did."""
     recipes = [study.recipe(arm, seed) for seed in study.scale.seeds]
-    bits = [train(recipe) for recipe in recipes]
+    bits = [finish(study, arm, seed) for seed in study.scale.seeds]
     finite = [value for value in bits if math.isfinite(value)]
     tokens = recipes[0].batch.tokens
     return {
