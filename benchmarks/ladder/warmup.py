@@ -3,7 +3,7 @@
 There: error 23.60 at 256 images; at 8,192 by the linear rule 23.74 with a gradual warm-up, 24.84
 with none, 25.88 with a constant one. Here: bits per byte at the reference batch at its best rate,
 and at larger ones by the linear rule: `linear` from that rate, `fitted` from one so low that the
-rule ends at the best rate of the largest batch.
+rule ends at the best rate of that batch.
 """
 
 from __future__ import annotations
@@ -28,11 +28,10 @@ def warmups(model: str, scale: Scale) -> dict[str, Any]:
         best, found = halve(study, factor, list(scale.sgd_rates))
         rates[factor] = rate_of(study, best)
         first[factor] = sorted((rate_of(study, arm), bits) for arm, bits in found.items())
-    largest = scale.factors[-1]
     arms = [add_rates(study, 1, [rates[1]])[0]]
     for factor in scale.factors[1:]:
         arms += _ways(study, factor, rates[1], "linear")
-    arms += _ways(study, largest, rates[largest] / largest, "fitted")
+        arms += _ways(study, factor, rates[factor] / factor, "fitted")
     for seed in scale.seeds:  # every arm in turn, so that what the machine does falls on all
         for arm in arms:
             finish(study, arm, seed)
