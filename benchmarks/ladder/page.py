@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.ladder.rates import RULES
+from benchmarks.ladder.rates import RULES, UNIFORM_BITS
 from pipeline.report import numbers as show
 from pipeline.report.document import Block, Code, Document, Picture, Section, Table
 from pipeline.report.figures import BITS, Axis, Curve, draw
@@ -72,9 +72,10 @@ def _rates(model: str, rungs: dict[str, Any]) -> Picture | None:
     curves = []
     for factor, rung in rungs["batches"].items():
         rates, bits = np.array(rung["first_rung"], dtype=float).T
-        curves.append(Curve(f"x{factor}", rates, bits, "points"))
+        known = np.where(bits > UNIFORM_BITS, np.nan, bits)  # they would flatten all others
+        curves.append(Curve(f"x{factor}", rates, known, "points"))
     title = f"{model}: a quarter of the way, by rate"
-    return draw(f"large_batch_rates_{model}", title, _RATE, BITS, curves, _ALL_POINTS)
+    return draw(f"large_batch_rates_{model}", title, _RATE, _LOG_BITS, curves, _ALL_POINTS)
 
 
 def _rules(model: str, rungs: dict[str, Any]) -> Picture | None:
@@ -100,7 +101,9 @@ def _noise(ladders: dict[str, Any]) -> Picture | None:
             levels[factor] = rung["bytes_per_update"]
             if rung.get("noise"):
                 curves.append(_against_bytes(f"{model}, trained at x{factor}", rung["noise"]))
-    lines = [Curve(f"batch x{f}", np.zeros(1), np.array([b]), "level") for f, b in levels.items()]
+    lines = [
+        Curve(f"x{f}: {b:,} bytes", np.zeros(1), np.array([b]), "level") for f, b in levels.items()
+    ]
     axis = Axis("noise scale, bytes", log=True)
     title = "Gradient noise scale along the run"
     return draw("large_batch_noise", title, _BYTES, axis, [*curves, *lines], _ALL_POINTS)

@@ -19,7 +19,7 @@ from pipeline.run_folder import RunFolder
 from pipeline.stages.study import run_study
 
 RULES = ("none", "sqrt", "linear")
-_UNIFORM_BITS = 8.0  # of a byte, all being equally likely
+UNIFORM_BITS = 8.0  # of a byte, all being equally likely
 STABLE_BITS = 0.5  # a rate is stable if it ends its first rung so near the best of its batch
 
 
@@ -57,7 +57,7 @@ def largest_stable(first: dict[float, float]) -> float:
 def finish(study: Study, arm: str, seed: int = 1) -> float:
     """Bits per byte at the end of a whole run; infinite for one that is stopped after the first
     rung because it is worse than knowing nothing."""
-    if train(study.recipe(arm, seed, share=study.scale.rungs[0][0])) > _UNIFORM_BITS:
+    if train(study.recipe(arm, seed, share=study.scale.rungs[0][0])) > UNIFORM_BITS:
         return math.inf
     return train(study.recipe(arm, seed))
 
