@@ -43,12 +43,12 @@ def _bits(value: float | None) -> str:
 
 
 def _batches(rungs: dict[str, Any]) -> Table:
-    header = ["batch", "bytes", "updates", "best rate", "largest stable", "bits per byte", *RULES]
+    header = ["batch", "bytes", "updates", "largest stable", "best", "by halving", *RULES]
     rows = [
         [f"x{factor}", show.count(rung["bytes_per_update"]), show.count(rung["updates"]),
-         show.general(rung["best"]["rate"]), show.general(rung["largest_stable_rate"]),
-         _bits(rung["best"]["bits"]),
-         *(f"{_bits(end['bits'])} at {end['rate']:.3g}" for end in rung["rules"].values())]
+         show.general(rung["largest_stable_rate"]),
+         *(f"{_bits(end['bits'])} at {end['rate']:.3g}"
+           for end in (rung["best"], rung["chosen"], *rung["rules"].values()))]
         for factor, rung in rungs["batches"].items()
     ]  # fmt: skip
     return Table(header, rows)

@@ -103,13 +103,18 @@ def ladder(model: str, scale: Scale) -> dict[str, Any]:
     study = Study(f"ladder_{model}", model, scale, shared=[warmup])
     best, first = halve(study, 1, list(scale.rates))
     reference = rate_of(study, best)
-    rungs = {1: {"best": best, "rules": {rule: best for rule in RULES}, "first": first}}
+    rungs = {
+        1: {"chosen": best, "best": best, "rules": {rule: best for rule in RULES}, "first": first}
+    }
     for factor in scale.factors[1:]:
         rules = rule_rates(reference, factor)
         best, first = halve(study, factor, [*scale.rates, *rules.values()])
         names = {rule: f"x{factor}_{rate:.4g}" for rule, rate in rules.items()}
-        rungs[factor] = {"best": best, "rules": names, "first": first}
+        rungs[factor] = {"chosen": best, "best": best, "rules": names, "first": first}
     _finish(study, rungs)
+    for rung in rungs.values():  # an early loss can mislead: the end decides
+        ends = [rung["best"], *rung["rules"].values()]
+        rung["best"] = min(ends, key=lambda arm: finish(study, arm))
     return {
         "reference_rate": reference,
         "batches": {factor: _rung(study, factor, rung) for factor, rung in rungs.items()},
@@ -135,6 +140,7 @@ def _rung(study: Study, factor: int, rung: dict[str, Any]) -> dict[str, Any]:
         "updates": study.scale.steps(factor),
         "first_rung": sorted(first.items()),
         "largest_stable_rate": largest_stable(first),
+        "chosen": _end(study, rung["chosen"]),
         "best": _end(study, rung["best"]),
         "rules": {rule: _end(study, arm) for rule, arm in rung["rules"].items()},
         **_noise(study, rung["best"]),
