@@ -71,11 +71,8 @@ def rule_rates(rate: float, factor: int) -> dict[str, float]:
     """What each rule makes of the reference's rate, by the recipe's own key."""
     rates = {}
     for rule in RULES:
-        given = [
-            f"optim.lr={rate}",
-            f"optim.scaling={rule}",
-            f"optim.reference_tokens={REFERENCE_BYTES}",
-        ]
+        given = [f"optim.lr={rate}", f"optim.scaling={rule}",
+                 f"optim.reference_tokens={REFERENCE_BYTES}"]  # fmt: skip
         section = load_recipe("recipes/large_batch_mlstm.yaml", given).optim
         rates[rule] = section.peak_lr(factor * REFERENCE_BYTES)
     return rates
@@ -83,16 +80,11 @@ def rule_rates(rate: float, factor: int) -> dict[str, float]:
 
 def add_rates(study: Study, factor: int, rates: list[float]) -> list[str]:
     """An arm for each rate at a batch. Two micro-batches at least show the gradient's noise."""
-    noise = [f"optim.noise_every_steps={max(1, study.scale.steps(factor) // 80)}"]
     parts = {1: 1, 8: 2}.get(factor, 4)
+    every = max(1, study.scale.steps(factor) // 80)
+    noise = [f"optim.noise_every_steps={every}"] if parts > 1 else []
     return [
-        study.add(
-            f"x{factor}_{rate:.4g}",
-            factor,
-            f"optim.lr={rate}",
-            *(noise if parts > 1 else []),
-            parts=parts,
-        )
+        study.add(f"x{factor}_{rate:.4g}", factor, f"optim.lr={rate}", *noise, parts=parts)
         for rate in sorted({float(f"{rate:.4g}") for rate in rates})
     ]
 
@@ -103,17 +95,15 @@ def ladder(model: str, scale: Scale) -> dict[str, Any]:
     study = Study(f"ladder_{model}", model, scale, shared=[warmup])
     best, first = halve(study, 1, list(scale.rates))
     reference = rate_of(study, best)
-    rungs = {
-        1: {"chosen": best, "best": best, "rules": {rule: best for rule in RULES}, "first": first}
-    }
+    rungs = {1: {"chosen": best, "rules": {rule: best for rule in RULES}, "first": first}}
     for factor in scale.factors[1:]:
         rules = rule_rates(reference, factor)
         best, first = halve(study, factor, [*scale.rates, *rules.values()])
         names = {rule: f"x{factor}_{rate:.4g}" for rule, rate in rules.items()}
-        rungs[factor] = {"chosen": best, "best": best, "rules": names, "first": first}
+        rungs[factor] = {"chosen": best, "rules": names, "first": first}
     _finish(study, rungs)
     for rung in rungs.values():  # an early loss can mislead: the end decides
-        ends = [rung["best"], *rung["rules"].values()]
+        ends = [rung["chosen"], *rung["rules"].values()]
         rung["best"] = min(ends, key=lambda arm: finish(study, arm))
     return {
         "reference_rate": reference,
@@ -123,7 +113,7 @@ def ladder(model: str, scale: Scale) -> dict[str, Any]:
 
 def _finish(study: Study, rungs: dict[int, dict[str, Any]]) -> None:
     """All end points, in processes that start fast; then the study, which finds them trained."""
-    ends = dict.fromkeys(a for r in rungs.values() for a in (r["best"], *r["rules"].values()))
+    ends = dict.fromkeys(a for r in rungs.values() for a in (r["chosen"], *r["rules"].values()))
     ended = [arm for arm in ends if math.isfinite(finish(study, arm))]
     if study.scale.evaluates:
         try:

@@ -78,7 +78,8 @@ def test_the_page_shows_what_diverged() -> None:
     end = {"rate": 1e-3, "bits": math.inf, "curve": [(1, 8.0), (2, math.inf)], "test_bits": None,
            "sentiment": None, "sentiment_interval": None, "majority": None}  # fmt: skip
     rung = {"bytes_per_update": 512, "updates": 2, "first_rung": [(1e-3, 4.0), (2e-3, math.inf)],
-            "largest_stable_rate": 1e-3, "chosen": end, "best": end, "rules": {"none": end}}  # fmt: skip
+            "largest_stable_rate": 1e-3, "chosen": end, "best": end,
+            "rules": {"none": end}}  # fmt: skip
     found = {"ladder": {"mlstm": {"batches": {1: rung}}}, "precision": {}}
     text = render(document(found), "pictures")
     assert (
