@@ -10,7 +10,9 @@ and pictures into the folder.
 
 from __future__ import annotations
 
+import math
 import os
+import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -78,21 +80,26 @@ def rows_of(found: dict[str, Any]) -> list[Row]:
         for factor, rung in rungs["batches"].items():
             ends = {"best": rung["best"]} | (rung["rules"] if factor > 1 else {})
             for name, end in ends.items():
-                case = f"ladder {model} x{factor} {name}"
-                rows.append(row(case, "bits per byte", end["bits"], small, "x1 best", True))
+                rows.append(_against(f"ladder {model} x{factor} {name}", [end["bits"]], small))
     small = next(iter(found["warmup"]["arms"].values()))["mean"]
     for name, arm in found["warmup"]["arms"].items():
-        if arm["mean"] is not None:
-            case = f"warmup {name}"
-            rows.append(row(case, "bits per byte", arm["mean"], small, "small batch", True))
-        rows.append(row(f"warmup {name}", "seeds that diverged", arm["diverged"]))
+        rows.append(_against(f"warmup {name}", arm["bits"], small))
     for model, dtypes in found["precision"].items():
-        fp32, bf16 = dtypes["fp32"], dtypes["bf16"]
-        for key, lower in (("bytes_per_s", False), ("grown_bytes", True)):
-            rows.append(row(f"precision {model}", key, bf16[key], fp32[key], "fp32", lower))
+        case, fp32, bf16 = f"precision {model}", dtypes["fp32"], dtypes["bf16"]
+        rows.append(row(case, "bytes/s", bf16["bytes_per_s"], fp32["bytes_per_s"], "fp32"))
+        memory = (part["grown_bytes"] / 1e6 for part in (bf16, fp32))
+        rows.append(row(case, "MB grown", *memory, "fp32", True))
         gap = max(abs(a - b) for a, b in zip(bf16["bits"], fp32["bits"], strict=True))
-        rows.append(Row(f"precision {model}", "gap, bits per byte", gap, 0.01, "bar", None))
+        rows.append(Row(case, "gap, bits per byte", gap, 0.01, "bar", None))
     return rows
+
+
+def _against(case: str, bits: list[float], small: float) -> Row:
+    """The mean over seeds beside the small batch, or how many of them diverged."""
+    diverged = sum(map(math.isinf, bits))
+    if diverged:
+        return row(case, f"of {len(bits)} seeds diverged", diverged)
+    return row(case, "bits per byte", statistics.fmean(bits), small, "small batch", True)
 
 
 def main() -> None:

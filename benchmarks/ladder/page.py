@@ -119,24 +119,25 @@ def _advice(found: dict[str, Any]) -> list[Code]:
 
 
 def _sgd(warmup: dict[str, Any]) -> Table:
-    first = warmup["first_rung"]
-    rates = [rate for rate, _ in next(iter(first.values()))]
+    first = {factor: dict(found) for factor, found in warmup["first_rung"].items()}
+    rates = sorted({rate for found in first.values() for rate in found})
     rows = [
-        [f"x{factor}", *(_bits(bits) for _, bits in found), show.general(warmup["rates"][factor]),
-         show.general(warmup["largest_stable_rate"][factor])]
+        [f"x{factor}", *(_bits(found.get(rate)) for rate in rates),
+         show.general(warmup["rates"][factor]), show.general(warmup["largest_stable_rate"][factor])]
         for factor, found in first.items()
     ]  # fmt: skip
     return Table(["batch", *map(show.general, rates), "best rate", "largest stable"], rows)
 
 
 def _warmups(warmup: dict[str, Any]) -> Table:
-    rows = [
-        [name, show.general(arm["peak_rate"]), *map(_bits, arm["bits"]),
-         f"{_bits(arm['mean'])} ± {_bits(arm['deviation'])}", str(arm["diverged"])]
-        for name, arm in warmup["arms"].items()
-    ]  # fmt: skip
-    seeds = [f"seed {number}" for number, _ in enumerate(rows[0][2:-2], 1)]
-    return Table(["arm", "peak rate", *seeds, "mean ± deviation", "diverged"], rows)
+    rows = []
+    for name, arm in warmup["arms"].items():
+        mean = show.DASH if arm["diverged"] else _bits(arm["mean"])
+        if not arm["diverged"] and arm["deviation"] is not None:
+            mean += f" ± {_bits(arm['deviation'])}"
+        rows.append([name, show.general(arm["peak_rate"]), *map(_bits, arm["bits"]), mean])
+    seeds = [f"seed {number}" for number, _ in enumerate(rows[0][2:-1], 1)]
+    return Table(["arm", "peak rate", *seeds, "mean ± deviation"], rows)
 
 
 def _warmup_curves(warmup: dict[str, Any]) -> Picture | None:

@@ -9,29 +9,36 @@ from benchmarks.ladder.arms import Scale, Study, train
 from pipeline.run_folder import RunFolder
 
 _DTYPES = ("fp32", "bf16")
+_TURNS = range(101, 106)  # seeds of the short runs that are timed
 
 
 def precisions(model: str, scale: Scale, rate: float) -> dict[str, Any]:
-    """Train both over at most two seeds, in turns."""
+    """Train both over at most two seeds; then time them, and measure memory, in short turns."""
     study = Study(f"precision_{model}", model, scale)
     warmup = f"optim.warmup_tokens={scale.total_bytes // 32}"
     for dtype in _DTYPES:
         study.add(dtype, scale.factors[1], f"optim.lr={rate}", warmup, f"precision.dtype={dtype}")
-    seeds = scale.seeds[:2]
-    bits: dict[str, list[float]] = {dtype: [] for dtype in _DTYPES}
-    for seed in seeds:
-        for dtype in _DTYPES:
-            bits[dtype].append(train(study.recipe(dtype, seed)))
+    bits = {
+        dtype: [train(study.recipe(dtype, seed)) for seed in scale.seeds[:2]] for dtype in _DTYPES
+    }
+    turns = _TURNS if scale.evaluates else _TURNS[:1]
+    costs = [(dtype, _cost(study, dtype, turn)) for turn in turns for dtype in _DTYPES]
     study.write(list(_DTYPES), ["prepare", "pretrain"])
-    return {dtype: {"bits": bits[dtype], **_cost(study, dtype, seeds)} for dtype in _DTYPES}
+    return {
+        dtype: {
+            "bits": bits[dtype],
+            "bytes_per_s": statistics.median(cost[0] for name, cost in costs if name == dtype),
+            "grown_bytes": statistics.median(cost[1] for name, cost in costs if name == dtype),
+        }
+        for dtype in _DTYPES
+    }
 
 
-def _cost(study: Study, dtype: str, seeds: tuple[int, ...]) -> dict[str, float]:
-    """Median speed of all logged stretches, and the memory that training took."""
-    speeds, memory = [], []
-    for seed in seeds:
-        folder = RunFolder(study.recipe(dtype, seed).run_folder)
-        lines = folder.read_metrics()
-        speeds += [line["perf/tokens_per_sec"] for line in lines if "train/loss" in line]
-        memory.append((folder.read_json(folder.root / "memory.json") or {})["grown_bytes"])
-    return {"bytes_per_s": statistics.median(speeds), "grown_bytes": statistics.median(memory)}
+def _cost(study: Study, dtype: str, seed: int) -> tuple[float, float]:
+    """Bytes a second of a sixteenth of a run, and the memory that it took."""
+    recipe = study.recipe(dtype, seed, share=1 / 16)
+    train(recipe)
+    folder = RunFolder(recipe.run_folder)
+    lines = [line for line in folder.read_metrics() if "train/loss" in line]
+    speed = statistics.median(line["perf/tokens_per_sec"] for line in lines)
+    return speed, (folder.read_json(folder.root / "memory.json") or {})["grown_bytes"]
