@@ -79,12 +79,17 @@ def _rates(model: str, rungs: dict[str, Any]) -> Picture | None:
 
 
 def _rules(model: str, rungs: dict[str, Any]) -> Picture | None:
-    batches = rungs["batches"]
-    curves = [_against_bytes("x1", next(iter(batches.values()))["best"]["curve"])]
-    for factor, rung in batches.items():
-        if int(factor) > 1:
-            ends = {"best": rung["best"], **rung["rules"]}
-            curves += [_against_bytes(f"x{factor} {k}", end["curve"]) for k, end in ends.items()]
+    """What diverged would flatten all others."""
+    curves = []
+    for factor, rung in rungs["batches"].items():
+        names: dict[float, list[str]] = {}  # rules may agree
+        for name, end in {"best": rung["best"], **rung["rules"]}.items():
+            if math.isfinite(end["bits"]):
+                names.setdefault(end["rate"], []).append(name)
+        ends = {end["rate"]: end["curve"] for end in (rung["best"], *rung["rules"].values())}
+        for rate, told in names.items():
+            label = f"x{factor}" if int(factor) == 1 else f"x{factor} {', '.join(told)}"
+            curves.append(_against_bytes(label, ends[rate]))
     title = f"{model}: rules at equal bytes"
     return draw(f"large_batch_rules_{model}", title, _BYTES, _LOG_BITS, curves, _ALL_POINTS)
 
@@ -143,12 +148,13 @@ def _warmups(warmup: dict[str, Any]) -> Table:
 def _warmup_curves(warmup: dict[str, Any]) -> Picture | None:
     curves = []
     for name, arm in warmup["arms"].items():
-        runs = [np.array(c, dtype=float).reshape(-1, 2) for c in arm["curves"]]
-        length = min(map(len, runs))  # of a run that diverged there is less
-        if length:
-            x, y = np.mean([run[:length] for run in runs], axis=0).T
+        if len(arm["bits"]) - arm["diverged"] > 1:
+            runs = [
+                c for c, bits in zip(arm["curves"], arm["bits"], strict=True) if bits < math.inf
+            ]
+            x, y = np.mean(np.array(runs, dtype=float), axis=0).T
             curves.append(Curve(name, x, y))
-    title = "SGD with momentum: ways to begin, mean of seeds"
+    title = "SGD with momentum: ways to begin"
     return draw("large_batch_warmup", title, _BYTES, _LOG_BITS, curves, _ALL_POINTS)
 
 

@@ -122,11 +122,12 @@ def _add(axes: Axes, curve: Curve, colour: str, max_points: int) -> None:
 def _label(axes: Axes, x: Axis, y: Axis) -> None:
     axes.set_xlabel(x.label)
     axes.set_ylabel(y.label)
-    sides = ((x, axes.xaxis, axes.set_xscale), (y, axes.yaxis, axes.set_yscale))
-    for described, axis, set_scale in sides:
+    # Beyond so many decades ticks between them have no numbers, which are wide on the x axis.
+    sides = ((x, axes.xaxis, axes.set_xscale, 1), (y, axes.yaxis, axes.set_yscale, 2))
+    for described, axis, set_scale, decades in sides:
         if described.log:
             set_scale("log")
-            axis.set_minor_formatter(_PlainLog(minor_thresholds=(2, 0.5)))
+            axis.set_minor_formatter(_PlainLog(minor_thresholds=(decades, 0.5)))
         axis.set_major_formatter(_formatter(described))
     if y.zero:
         axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
