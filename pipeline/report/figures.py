@@ -142,13 +142,13 @@ def _add(axes: Axes, curve: Curve, colour: str, max_points: int) -> None:
 def _label(axes: Axes, x: Axis, y: Axis) -> None:
     axes.set_xlabel(x.label)
     axes.set_ylabel(y.label)
-    axes.xaxis.set_major_formatter(_formatter(x))
-    if y.log:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(_formatter(y))
-        axes.yaxis.set_minor_formatter(_PlainLog(minor_thresholds=(2, 0.5)))
-    else:
-        axes.yaxis.set_major_formatter(_formatter(y))
+    # Beyond so many decades ticks between them have no numbers, which are wide on the x axis.
+    sides = ((x, axes.xaxis, axes.set_xscale, 1), (y, axes.yaxis, axes.set_yscale, 2))
+    for described, axis, set_scale, decades in sides:
+        if described.log:
+            set_scale("log")
+            axis.set_minor_formatter(_PlainLog(minor_thresholds=(decades, 0.5)))
+        axis.set_major_formatter(_formatter(described))
     if y.zero:
         axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     axes.grid(color="#dddddd", linewidth=0.6)

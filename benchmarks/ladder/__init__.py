@@ -1,0 +1,1 @@
+"""The parts of `benchmarks/large_batch.py`, one subject a file."""
