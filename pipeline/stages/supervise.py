@@ -21,6 +21,7 @@ from data_prep.errors import PipelineError
 from pipeline.environment import EXIT_CODE_FILE, SUPERVISOR
 from pipeline.run_folder import RunFolder
 from pipeline.train.checkpoint import list_checkpoints
+from pipeline.train.lock import RunLock
 
 _SUBREAPER = 36  # of Linux's prctl: orphans of our children become our children
 _CRASHED = 1
@@ -32,10 +33,12 @@ class Supervisor:
     def __init__(self, command: Sequence[str], folder: RunFolder, max_restarts: int) -> None:
         self._command, self._folder, self._max_restarts = command, folder, max_restarts
         self._asked: signal.Signals | None = None
-        self._code_file = folder.root / "exit-code"
+        self._code_file = folder.root / f"exit-code-{os.getpid()}"
 
     def run(self) -> int:
-        """The documented exit code. PipelineError after too many crashes, or two at one step."""
+        """The documented exit code. PipelineError after too many crashes, or two at one step;
+        RecipeError where another process trains into the folder."""
+        RunLock(self._folder.root).release()
         restarts, failed_at, newest = 0, None, self._newest()
         while True:
             code = self._run_once()
@@ -79,7 +82,6 @@ class Supervisor:
         print(f"training {why}: going on from {self._newest() or 'the beginning'}", file=sys.stderr)
 
     def _run_once(self) -> int:
-        self._code_file.unlink(missing_ok=True)
         self._folder.position.unlink(missing_ok=True)
         own = {SUPERVISOR: str(os.getpid()), EXIT_CODE_FILE: str(self._code_file)}
         with _subreaper():
@@ -91,7 +93,9 @@ class Supervisor:
         if self._asked is not None:  # a run that was killed has left it there
             self._folder.stop_file.unlink(missing_ok=True)
         if self._code_file.is_file():
-            return int(self._code_file.read_text())
+            code = int(self._code_file.read_text())
+            self._code_file.unlink()
+            return code
         return 0 if code == 0 else _CRASHED
 
     @contextmanager

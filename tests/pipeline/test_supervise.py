@@ -12,9 +12,10 @@ from time import monotonic, sleep
 import psutil
 import pytest
 
-from data_prep.errors import PipelineError
+from data_prep.errors import PipelineError, RecipeError
 from pipeline.run_folder import RunFolder
 from pipeline.stages.supervise import Supervisor
+from pipeline.train.lock import RunLock
 
 # What every script begins with: how many of its kind came before it, and what training leaves.
 BEGIN = """
@@ -47,6 +48,17 @@ def test_the_code_is_the_one_that_training_left(tmp_path: Path, code: int) -> No
     """Launchers end with 1 whatever their ranks end with."""
     assert supervisor(tmp_path, f"leave({code}); sys.exit(1)").run() == code
     assert turns(tmp_path) == 1
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path)
+    (tmp_path / "position").write_text("5 40 48")
+    with pytest.raises(RecipeError, match="is in use by process"):
+        supervisor(tmp_path, "").run()
+    lock.release()
+    assert turns(tmp_path) == 0 and (tmp_path / "position").exists()
+    assert supervisor(tmp_path, "").run() == 0
+    assert not list(tmp_path.glob("exit-code*"))
 
 
 def test_after_a_crash_it_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
