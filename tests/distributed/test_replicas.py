@@ -101,7 +101,9 @@ def rank_slow(rank: int, recipe: str, sleepers: list[int]) -> list[str]:
     return [line for line in said if "as long as the other ranks" in line]
 
 
-@pytest.mark.parametrize(("sleepers", "named"), [([1], True), ([0, 1], False)])
+@pytest.mark.parametrize(
+    ("sleepers", "named"), [([1], True), pytest.param([0, 1], False, marks=pytest.mark.long)]
+)
 def test_a_sleeping_rank_is_named_unless_all_sleep(
     tmp_path: Path, sleepers: list[int], named: bool
 ) -> None:

@@ -15,8 +15,7 @@ NO_DROPOUT = ["model.config.resid_pdrop=0", "model.config.embd_pdrop=0"]
 STOP_AT = 3
 
 # (stage, ranks) before and after; every pair is `long`.
-SOME = [("mlstm", (3, 2), (0, 1)), ("transformer", (0, 1), (2, 2)),
-        ("transformer", (1, 1), (3, 2))]  # fmt: skip
+SOME = [("mlstm", (3, 2), (0, 1)), ("transformer", (1, 1), (3, 2))]
 LAYOUTS = list(itertools.product(range(4), (1, 2)))
 ALL = [
     pytest.param(kind, before, after, marks=pytest.mark.long)

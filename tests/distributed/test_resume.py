@@ -38,8 +38,7 @@ def straight_and_interrupted(
 
 
 # These cover every stage and both models; the rest of the matrix is `long`.
-SOME = [("mlstm", 0, 2), ("mlstm", 3, 2), ("transformer", 1, 2), ("transformer", 2, 2),
-        ("mlstm", 0, 1)]  # fmt: skip
+SOME = [("mlstm", 3, 2), ("transformer", 1, 2), ("transformer", 2, 2), ("mlstm", 0, 1)]
 ALL = [
     pytest.param(*each, marks=[] if each in SOME else pytest.mark.long)
     for each in itertools.product(("mlstm", "transformer"), range(4), (1, 2))
@@ -66,7 +65,7 @@ def test_resumed_run_is_the_uninterrupted_run(
     assert instances == [8 * (i + 1) for i in range(6)]
 
 
-@pytest.mark.parametrize("kind", ["mlstm", "transformer"])
+@pytest.mark.parametrize("kind", ["mlstm", pytest.param("transformer", marks=pytest.mark.long)])
 def test_windows_on_the_skip_list_are_passed_over_and_the_list_survives(
     tmp_path: Path, kind: str
 ) -> None:

@@ -214,6 +214,7 @@ def test_rows_are_fetched_and_routed_between_unequal_shares() -> None:
     assert torch.equal(even, expected[::2]) and torch.equal(odd, expected[1::2])
 
 
+@pytest.mark.long
 def test_shared_rows_are_clipped_together_and_go_on_with_fewer_ranks(tmp_path: Path) -> None:
     changes = (SHARDED, UNTIED, "optim.gradient_clip_norm=0.2")
     expected = trained(tmp_path, "one", 1, *changes)
@@ -244,6 +245,7 @@ PHASED = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", [*(pytest.param(s, marks=LONG) for s in (0, 1, 2)), 3])
 def test_phases_change_on_all_ranks_and_over_a_resume(tmp_path: Path, stage: int) -> None:
     """The gradient of one matrix comes from the head in one phase, from autograd in the next."""

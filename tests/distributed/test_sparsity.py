@@ -70,7 +70,7 @@ def rank_train(rank: int, recipe: str, overrides: list[str], stop_at: int | None
 DDP = -1  # in the place of a stage: the other engine
 CASES = [
     # stage, dtype, block, changes; pairs of what could interact
-    (DDP, "bf16", 1, {}),
+    pytest.param(DDP, "bf16", 1, {}, marks=pytest.mark.long),
     pytest.param(0, "fp32", 1, {}, marks=pytest.mark.long),
     (1, "fp32", 8, {"executor": "gather"}),
     pytest.param(2, "bf16", 1, {"skip_optimizer_step": False}, marks=pytest.mark.long),
@@ -198,6 +198,7 @@ def test_training_is_that_of_the_method_written_out(tmp_path: Path, moments: str
     assert found == pytest.approx(expected, abs=2e-5)
 
 
+@pytest.mark.long
 def test_the_counted_flops_meet_the_share_that_was_asked_for(tmp_path: Path) -> None:
     recipe = sparse_recipe(
         tmp_path, steps=300, optim__lr=1e-3, optim__warmup_steps=10,
@@ -216,6 +217,7 @@ def test_the_counted_flops_meet_the_share_that_was_asked_for(tmp_path: Path) -> 
 MLSTM = {"kind": "mlstm", "hidden": 24, "embedding": 8, "layers": 2}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.long), 3])
 def test_recurrent_matrices_of_an_mlstm(tmp_path: Path, stage: int) -> None:
     recipe = sparse_recipe(

@@ -40,6 +40,7 @@ def test_the_same_codes_are_documented_everywhere() -> None:
     assert tuple(int(n) for n in re.findall(r"^(\d+) +\w", errors.__doc__ or "", re.M)) == CODES
 
 
+@pytest.mark.long
 def test_finished_and_finished_again(recipe: Path) -> None:
     for _ in range(2):
         result = python(*PRETRAIN, recipe, "run.name=done")
@@ -56,6 +57,7 @@ def test_a_crash_is_1_and_shows_its_traceback(recipe: Path) -> None:
     assert result.returncode == 1, result.stdout + result.stderr
 
 
+@pytest.mark.long
 def test_refusals_of_recipe_and_data(recipe: Path, tmp_path: Path) -> None:
     refused(python(*PRETRAIN, recipe, "optim.lrr=1"), 2, "did you mean 'lr'")
     spoiled = write_recipe(tmp_path, "mlstm")

@@ -18,7 +18,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 DEEPSPEED = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2"]
 
 
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.long), 3])
 def test_deepspeed_and_torchrun_give_the_losses_of_plain_python(tmp_path: Path, stage: int) -> None:
     sizes = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 32}
     no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -52,7 +52,11 @@ def start_long_run(tmp_path: Path, *overrides: str) -> tuple[subprocess.Popen[st
 
 @pytest.mark.parametrize(
     ("how", "code", "state"),
-    [(signal.SIGTERM, 75, "stopped"), (signal.SIGINT, 130, "stopped"), ("STOP", 75, "stopped")],
+    [
+        (signal.SIGTERM, 75, "stopped"),
+        pytest.param(signal.SIGINT, 130, "stopped", marks=pytest.mark.long),
+        pytest.param("STOP", 75, "stopped", marks=pytest.mark.long),
+    ],
 )
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(
     tmp_path: Path, how: signal.Signals | str, code: int, state: str

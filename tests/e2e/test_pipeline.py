@@ -35,7 +35,7 @@ def outcome(stdout: str) -> dict[str, str]:
     return {words[0]: words[1] for words in lines if len(words) == 2 and words[0] in STAGES}
 
 
-@pytest.mark.parametrize("kind", ["mlstm", "transformer"])
+@pytest.mark.parametrize("kind", [pytest.param("mlstm", marks=pytest.mark.long), "transformer"])
 def test_every_stage_runs_once_and_a_change_runs_what_depends_on_it(
     tmp_path: Path, rated: Path, kind: str
 ) -> None:
@@ -62,6 +62,7 @@ def test_every_stage_runs_once_and_a_change_runs_what_depends_on_it(
     assert (run / "superseded/evaluate-1").is_dir()  # moved aside, not lost
 
 
+@pytest.mark.long
 def test_a_changed_model_trains_again_and_keeps_the_old_run(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, "mlstm")
     assert python("-m", "pipeline", "pretrain", recipe).returncode == 0
@@ -72,6 +73,7 @@ def test_a_changed_model_trains_again_and_keeps_the_old_run(tmp_path: Path) -> N
     assert "hidden: 16" in (run / "config.yaml").read_text()
 
 
+@pytest.mark.long
 def test_new_text_runs_everything_again(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, "mlstm")
     assert python("-m", "pipeline", "pretrain", recipe).returncode == 0

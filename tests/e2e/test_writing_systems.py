@@ -45,7 +45,7 @@ def write_japanese(path: Path, documents: int = 240) -> Path:
 @pytest.mark.parametrize(
     ("kind", "tokenizer"),
     [
-        ("mlstm", {"kind": "bytes"}),
+        pytest.param("mlstm", {"kind": "bytes"}, marks=pytest.mark.long),
         ("gpt2", {"kind": "bpe", "vocab_size": 300}),
         ("gpt2", {"kind": "unigram", "vocab_size": 512}),
         ("gpt2", {"kind": "word", "vocab_size": 200, "min_count": 1}),

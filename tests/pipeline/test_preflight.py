@@ -150,6 +150,7 @@ def test_a_rank_that_does_not_come_is_named_to_all_who_came() -> None:
         assert text.count(os.uname().nodename) == 2
 
 
+@pytest.mark.long
 def test_without_rank_0_every_rank_says_so() -> None:
     for rank, (met, text, _) in enumerate(run_ranks(2, come, 2, 0), 1):
         assert not met and text.startswith(f"rank {rank} on ") and "rank 0 does not answer" in text
