@@ -1,7 +1,7 @@
 # A box for training on NVIDIA GPUs; docs/gpu-box.md tells how to use it.
 #
 #   docker build -t lm-pretraining .
-#   docker run --gpus all --ipc=host -v "$PWD/runs:/work/runs" -v "$PWD/corpora:/work/corpora" lm-pretraining \
+#   docker run --gpus all --ipc=host -v "$PWD/runs:/app/runs" -v "$PWD/corpora:/app/corpora" lm-pretraining \
 #       python -m pipeline run recipes/demo_mlstm.yaml
 FROM python:3.12-slim-bookworm
 
@@ -10,7 +10,7 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends build-essential git ninja-build openssh-client pdsh \
     && rm -rf /var/lib/apt/lists/*
 
-WORKDIR /work
+WORKDIR /app
 COPY requirements.txt .
 # torch from PyPI carries the CUDA libraries that it needs; the driver is the host's.
 RUN pip install --no-cache-dir -r requirements.txt

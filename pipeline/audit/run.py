@@ -20,7 +20,7 @@ from pipeline.audit.personal import find_passages, in_free_text, led_up_to
 from pipeline.audit.rarity import by_rarity, count_words
 from pipeline.audit.rated import Rated, read_rated
 from pipeline.audit.verbatim import verbatim
-from pipeline.evaluate.model import LanguageModel
+from pipeline.evaluate.model import LanguageModel, prepared_for
 from pipeline.export.folder import check_model_folder
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.run_folder import RunFolder
@@ -73,12 +73,7 @@ def _made(run: RunFolder, recipe: Recipe, export: Path, limits: Limits) -> Path:
         return path
     started = time.monotonic()
     model = LanguageModel.load(export)
-    prepared = Prepared.open(recipe.data.folder)
-    if model.tokenizer.fingerprint != prepared.tokenizer_fingerprint:
-        raise DataError(
-            f"{export} reads tokenizer {model.tokenizer.fingerprint[:12]}, {prepared.folder} holds "
-            f"{prepared.tokenizer_fingerprint[:12]}: correct data.folder in {run.config}"
-        )
+    prepared = prepared_for(model, export, recipe.data.folder)
     found = _audit(model, prepared, recipe, limits)
     seconds = round(time.monotonic() - started, 1)
     return run.write_json(path, {"settings": _settings(run, limits), **found, "seconds": seconds})

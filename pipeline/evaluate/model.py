@@ -14,9 +14,10 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from data_prep.errors import DataError
+from data_prep.shards import Prepared
 from data_prep.tokenizers import Tokenizer, load_tokenizer
 from pipeline.evaluate.pooling import Framing, pooled, position_limit, streamed
-from pipeline.export.folder import check_model_folder
+from pipeline.export.folder import check_model_folder, check_vocabulary
 from pipeline.export.register import register_models
 from pipeline.export.scored.modeling_scored import ScoredForCausalLM
 from pipeline.models.mlstm.modeling_mlstm import MLSTMForCausalLM
@@ -47,7 +48,7 @@ class LanguageModel:
         """
         model = load_causal_lm(folder)
         tokenizer = load_tokenizer(folder)
-        check_vocabulary(folder, model, tokenizer.vocab_size)
+        check_tokenizer(folder, model, tokenizer.vocab_size)
         return cls(model, tokenizer, device_for(device))
 
     @torch.no_grad()
@@ -131,18 +132,21 @@ def load_causal_lm(folder: Path | str) -> Any:
         raise DataError(f"{folder} holds no model that can be loaded ({reason}): {hint}") from error
 
 
-def check_vocabulary(folder: Path | str, model: Any, vocab_size: int) -> None:
-    """DataError when a tokenizer of `vocab_size` ids cannot be the model's own.
-
-    A Transformer's vocabulary may be padded beyond its tokenizer's; bytes with another offset give
-    other text.
-    """
+def check_tokenizer(folder: Path | str, model: Any, vocab_size: int) -> None:
+    """DataError when a tokenizer of `vocab_size` ids cannot be the model's own."""
     known = model.get_input_embeddings().weight.shape[0]
-    if known < vocab_size or (isinstance(model, MLSTMForCausalLM) and known != vocab_size):
+    check_vocabulary(folder, known, vocab_size, exact=isinstance(model, MLSTMForCausalLM))
+
+
+def prepared_for(model: LanguageModel, export: Path, data: str) -> Prepared:
+    """The prepared text in folder `data`; DataError when an export reads another tokenizer."""
+    prepared = Prepared.open(data)
+    if model.tokenizer.fingerprint != prepared.tokenizer_fingerprint:
         raise DataError(
-            f"{folder}: a model of {known} ids with a tokenizer of {vocab_size}: it is another "
-            "model's tokenizer; export the run again"
+            f"{export} reads tokenizer {model.tokenizer.fingerprint[:12]}, {prepared.folder} holds "
+            f"{prepared.tokenizer_fingerprint[:12]}: correct data.folder"
         )
+    return prepared
 
 
 def device_for(name: str | torch.device | None) -> torch.device:

@@ -10,11 +10,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from data_prep.errors import DataError, RecipeError
-from data_prep.shards import Prepared
+from data_prep.errors import RecipeError
 from pipeline.evaluate.heldout import heldout, text_loss
 from pipeline.evaluate.last_word import last_word
-from pipeline.evaluate.model import LanguageModel
+from pipeline.evaluate.model import LanguageModel, prepared_for
 from pipeline.evaluate.samples import samples
 from pipeline.evaluate.sentiment import sentiment
 from pipeline.evaluate.tasks.causal_lm import CausalLM
@@ -72,12 +71,7 @@ def _counts(results: dict[str, Any]) -> dict[str, Any]:
 
 def _heldout(recipe: Recipe, model: LanguageModel) -> dict[str, Any]:
     """The loss on the test split, beside that of byte frequencies."""
-    prepared = Prepared.open(recipe.data.folder)
-    if model.tokenizer.fingerprint != prepared.tokenizer_fingerprint:
-        raise DataError(
-            f"{recipe.export_folder} reads tokenizer {model.tokenizer.fingerprint[:12]}, "
-            f"{prepared.folder} holds {prepared.tokenizer_fingerprint[:12]}: correct data.folder"
-        )
+    prepared = prepared_for(model, recipe.export_folder, recipe.data.folder)
     result = heldout(model, prepared.split("test"), _reading(recipe), recipe.eval.max_tokens)
     unigram = prepared.manifest["splits"]["test"]["unigram_bits_per_byte"]
     return {"split": "test"} | result | {"unigram_bits_per_byte": unigram}

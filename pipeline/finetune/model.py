@@ -19,12 +19,10 @@ from transformers import (
 
 from data_prep.errors import DataError
 from data_prep.tokenizers import CARD, load_tokenizer
-from pipeline.export.folder import check_model_folder
+from pipeline.export.folder import check_model_folder, check_vocabulary
 from pipeline.export.register import register_models
 from pipeline.export.scored.configuration_scored import ScoredConfig
 from pipeline.models.mlstm.configuration_mlstm import MLSTMConfig
-
-_POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 
 
 class Classifier(NamedTuple):
@@ -53,7 +51,7 @@ def load_classifier(folder: Path, names: Sequence[str], seed: int) -> Classifier
             "name another model in finetune.model"
         )
     if (size := getattr(own, "vocab_size", None)) is not None:
-        check_vocabulary(folder, size, tokenizer, exact=isinstance(own, MLSTMConfig))
+        check_vocabulary(folder, size, len(tokenizer), exact=isinstance(own, MLSTMConfig))
     own.num_labels = len(names)
     own.id2label = dict(enumerate(names))
     own.label2id = {name: number for number, name in enumerate(names)}
@@ -106,27 +104,9 @@ def _frame(library: Any, folder: Path) -> None:
     )
 
 
-def check_vocabulary(folder: Path, size: int, tokenizer: Any, exact: bool) -> None:
-    """DataError when a tokenizer's ids go beyond a model's; bytes with an offset are other text,
-    so there the numbers must be the same."""
-    if len(tokenizer) > size or (exact and len(tokenizer) != size):
-        raise DataError(
-            f"{folder}: a model of {size} ids with a tokenizer of {len(tokenizer)}: they are not "
-            "of one run; export it again with `python -m pipeline export RECIPE`"
-        )
-
-
 def padding_id(tokenizer: Any) -> int:
     """What fills rows up; 0 for a tokenizer of bytes, whose model goes by the mask alone."""
     return 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
-
-
-def position_limit(model: Any) -> int | None:
-    """Tokens that the model can see at once; None when it sets no limit."""
-    for key in _POSITION_KEYS:
-        if isinstance(found := getattr(model.config, key, None), int):
-            return found
-    return None
 
 
 def _from_scored(folder: Path, own: Any) -> tuple[Any, set[str]]:

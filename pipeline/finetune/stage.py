@@ -25,6 +25,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from data_prep.errors import RecipeError
 from data_prep.manifest import sha256_file, write_atomic
+from pipeline.evaluate.pooling import position_limit
 from pipeline.export.code import CLASSIFIER_AUTO_MAP, write_mlstm_code
 from pipeline.finetune.batches import Encoded, class_weights, encode
 from pipeline.finetune.card import classifier_card
@@ -34,7 +35,6 @@ from pipeline.finetune.model import (
     load_classifier,
     load_text_tokenizer,
     padding_id,
-    position_limit,
 )
 from pipeline.finetune.processes import start_accelerator
 from pipeline.finetune.progress import Keeper, Progress, check_settings
@@ -134,7 +134,7 @@ def _prepare(
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=section.lr)
     _configure_deepspeed(accelerator, section.batch // world)
     prepared, optimizer = accelerator.prepare(model, optimizer)
-    most = min(section.max_tokens, position_limit(model) or section.max_tokens)
+    most = min(section.max_tokens, position_limit(model.config) or section.max_tokens)
     try:
         weights = class_weights(section.class_weights, texts.train.labels, texts.names)
     except KeyError as error:
@@ -181,7 +181,7 @@ def _judge(
         best, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
     )
     model = model.to(accelerator.device)
-    most = min(section.max_tokens, position_limit(model) or section.max_tokens)
+    most = min(section.max_tokens, position_limit(model.config) or section.max_tokens)
     ids = encode(loaded.tokenizer, texts.test.texts, most)
     found = probabilities(accelerator, model, ids, padding_id(loaded.tokenizer))
     labels = texts.test.labels

@@ -67,6 +67,12 @@ def optimizer_class(name: str, zero_stage: int = 0) -> Any:
         made = _of_small_states(name, key)
     else:
         made = own[key] if key in own else _of_library(name, key, own)
+    if zero_stage > 0 and has_small_states(key):
+        raise RecipeError(
+            f"optim.name={name} with engine.zero_stage={zero_stage}: its states are rounded in "
+            "blocks that a checkpoint cannot put back where ranks divide them; set "
+            "engine.zero_stage=0 or engine.kind=ddp"
+        )
     if zero_stage > 0 and not _is_elementwise(key, own):
         raise RecipeError(
             f"optim.name={name} with engine.zero_stage={zero_stage}: it is not known to work on "
@@ -78,9 +84,7 @@ def optimizer_class(name: str, zero_stage: int = 0) -> Any:
 
 
 def _is_elementwise(key: str, own: dict[str, Any]) -> bool:
-    # Rounded in blocks, which may run across matrices.
-    small = has_small_states(key)
-    return small or key in _ELEMENTWISE or (key in own and key not in _OF_MATRICES)
+    return key in _ELEMENTWISE or (key in own and key not in _OF_MATRICES)
 
 
 def settings_of(made: Any, given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from data_prep.errors import DataError, RecipeError
+from data_prep.errors import DataError
 from data_prep.tokenizers import vocabulary_limit
 from pipeline.recipe import Recipe
 from pipeline.train.start import check_prepared
@@ -32,10 +30,5 @@ def data(recipe: Recipe) -> str:
 
 def evaluation_files(recipe: Recipe) -> str:
     """Files that are read when training is over, hours from now."""
-    files = recipe.evaluation_files()
-    if recipe.finetune is not None:
-        files["finetune.train"] = Path(recipe.finetune.train)
-    for key, path in files.items():
-        if not path.is_file():
-            raise RecipeError(f"{key}: {path} does not exist (seen from {Path.cwd()})")
-    return f"{len(files)} there" if files else "none named"
+    count = recipe.check_evaluation_files()
+    return f"{count} there" if count else "none named"

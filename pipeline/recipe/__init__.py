@@ -122,6 +122,17 @@ class Recipe(Section):
                     found[f"eval.tasks.{number}.{key}"] = Path(path)
         return found
 
+    def check_evaluation_files(self) -> int:
+        """How many files and folders the stages after training read; RecipeError for one that is
+        not there."""
+        files, labelled = self.evaluation_files(), {}
+        if self.finetune is not None:
+            labelled = {f"finetune.{k}": path for k, path in self.finetune.data_files.items()}
+        for key, path in (files | labelled).items():
+            if not (path.exists() if key in labelled else path.is_file()):
+                raise RecipeError(f"{key}: {path} does not exist (seen from {Path.cwd()})")
+        return len(files) + len(labelled)
+
     def accumulation(self, world_size: int) -> int:
         """Micro-batches a device takes per optimizer step; RecipeError when it has a rest."""
         share = self.batch.micro_batch * world_size

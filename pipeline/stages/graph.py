@@ -34,12 +34,18 @@ class Stage:
         return recipe_hash({name: _relevant(recipe, name) for name in self.sections})
 
 
+# Keys of `run` that do not change what is trained.
+_NO_RESULT = (
+    "resume", "stop_after_minutes", "log_every_steps", "loggers", "processes", "max_restarts",
+)  # fmt: skip
+
+
 def _relevant(recipe: Recipe, section: str) -> Any:
     """A section's values, less those that change how a run goes but not what comes out."""
     value = getattr(recipe, section)
     plain = value.model_dump(mode="json") if value is not None else None
     if section == "run" and plain is not None:
-        for key in ("resume", "stop_after_minutes", "log_every_steps", "loggers"):
+        for key in _NO_RESULT:
             plain.pop(key)
     return plain
 

@@ -32,18 +32,12 @@ ALL = ("prepare", *(stage.name for stage in STAGES))
 def run_stages(recipe: Recipe, names: Sequence[str], *, verify: bool = False) -> None:
     """Bring the named stages up to date, in the order of the graph."""
     if {"pretrain", "evaluate"} <= {*names}:  # hours of training lie between
-        _check_evaluation_files(recipe)
+        recipe.check_evaluation_files()
     if "prepare" in names:
         run_prepare(recipe)
     for stage in STAGES:
         if stage.name in names and stage.wanted(recipe):
             run_stage(stage, recipe, verify=verify)
-
-
-def _check_evaluation_files(recipe: Recipe) -> None:
-    for key, path in recipe.evaluation_files().items():
-        if not path.is_file():
-            raise RecipeError(f"{key}: {path} does not exist (seen from {Path.cwd()})")
 
 
 def run_prepare(recipe: Recipe) -> None:

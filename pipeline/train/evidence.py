@@ -15,11 +15,10 @@ def write_evidence(run: TrainingRun, reason: str, **extra: Any) -> Path:
     """Losses, position and what every rank saw of the batch at hand. Collective."""
     ranks = gather_objects({"rank": rank(), "host": platform.node(), "loss": _plain(run.own_loss)})
     path = run.folder.logs / f"evidence-step{run.clock.applied}.json"
-    first = run.clock.instances
     content = {
         "reason": reason,
         "clock": run.clock.to_dict(),
-        "instances": [first, first + run.global_batch],
+        "instances": list(run.instances),
         "loss": _plain(run.last_loss),
         "losses_before": list(run.health.losses),
         "learning_rate": run.engine.lr,

@@ -62,7 +62,8 @@ class SavedPieces:
     """The state of a checkpoint, whatever stage and number of ranks it comes from."""
 
     folder: Path
-    _where: dict[tuple[str, str], list[tuple[int, int, Any, str]]] = field(default_factory=dict)
+    # By name and key: start, size, file, and what the part is called there.
+    _parts: dict[str, dict[str, list[tuple[int, int, Any, str]]]] = field(default_factory=dict)
     shapes: dict[str, torch.Size] = field(default_factory=dict)
     numbers: dict[str, dict[str, Any]] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
@@ -89,21 +90,22 @@ class SavedPieces:
         for entry in file.keys():  # noqa: SIM118
             name, key, start = entry.rsplit(":", 2)
             size = file.get_slice(entry).get_shape()[0]
-            self._where.setdefault((name, key), []).append((int(start), size, file, entry))
+            parts = self._parts.setdefault(name, {}).setdefault(key, [])
+            parts.append((int(start), size, file, entry))
 
     def keys(self, name: str) -> list[str]:
         """What was saved of a parameter: `weight` and the optimizer's tensors."""
-        return [key for known, key in self._where if known == name]
+        return list(self._parts.get(name, {}))
 
     @property
     def has_optimizer_state(self) -> bool:
-        return any(key != WEIGHT for _, key in self._where)
+        return any(key != WEIGHT for keys in self._parts.values() for key in keys)
 
     def read(self, name: str, key: str, start: int, size: int) -> Tensor:
         """`size` values from `start` on, flat. DataError when not all of them were saved."""
         out: Tensor | None = None
         found = 0
-        for first, length, file, entry in self._where.get((name, key), []):
+        for first, length, file, entry in self._parts.get(name, {}).get(key, []):
             low, high = max(first, start), min(first + length, start + size)
             if low >= high:
                 continue

@@ -50,7 +50,7 @@ def judge_result(run: TrainingRun, result: StepResult) -> None:
 
 
 def _respond(run: TrainingRun, policy: str, reason: str) -> None:
-    first, end = _batch_at_hand(run)
+    first, end = run.instances
     where = f"step {run.clock.applied}, instances {first} to {end}"
     if policy in ("warn", "skip"):
         said = "the batch is skipped" if policy == "skip" else "trained on all the same"
@@ -65,7 +65,7 @@ def _respond(run: TrainingRun, policy: str, reason: str) -> None:
 
 
 def _roll_back(run: TrainingRun, reason: str) -> None:
-    at, end = _batch_at_hand(run)
+    at, end = run.instances
     before = run.recipe.watch.rollback_batches * run.global_batch
     first = max(at - before, run.health.saved_at)
     path = write_evidence(run, reason, passed_over=[first, end])
@@ -80,14 +80,10 @@ def _roll_back(run: TrainingRun, reason: str) -> None:
 def _diverge(run: TrainingRun, reason: str) -> None:
     path = write_evidence(run, reason)
     raise Diverged(
-        f"{reason}, up to instance {_batch_at_hand(run)[1]}: lower optim.lr, lengthen "
+        f"{reason}, up to instance {run.instances[1]}: lower optim.lr, lengthen "
         f"optim.warmup_steps, or look at the text there; the last checkpoint is from before "
         f"({path})"
     )
-
-
-def _batch_at_hand(run: TrainingRun) -> tuple[int, int]:
-    return run.clock.instances, run.clock.instances + run.global_batch
 
 
 def _ranks_without_a_number(run: TrainingRun) -> list[str]:

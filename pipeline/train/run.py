@@ -111,8 +111,7 @@ class TrainingRun:
 
     def begin_step(self) -> None:
         """Note which step begins, for whoever looks after a crash."""
-        first = self.clock.instances
-        self.monitor.at(self.clock.applied, first, first + self.global_batch)
+        self.monitor.at(self.clock.applied, *self.instances)
 
     def next_batch(self) -> Batch:
         self.watchdog.beat("waiting for data")
@@ -130,6 +129,11 @@ class TrainingRun:
     def global_batch(self) -> int:
         """Instances of the step to come."""
         return self.recipe.batch.global_batch_at(self.clock.applied)
+
+    @property
+    def instances(self) -> tuple[int, int]:
+        """[first, end) of the step to come."""
+        return self.clock.instances, self.clock.instances + self.global_batch
 
     def is_skipped(self, instance: int) -> bool:
         """Whether the global batch at `instance` touches a range that is to be passed over."""

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.recipe.section import SECTION_NAMES
 from tests.e2e.commands import ROOT, environment, python
 from tests.pipeline.tiny import losses, write_recipe
 
@@ -134,7 +133,6 @@ def wait_for_a_checkpoint(hosts: Hosts, run: Path, logs: list[Path]) -> int:
         time.sleep(0.2)
 
 
-@pytest.mark.skipif("watch" not in SECTION_NAMES, reason="ranks have no watchdog of their own")
 def test_a_cut_cable_ends_the_run_which_goes_on_with_the_host_that_is_left(
     hosts: Hosts, tmp_path: Path
 ) -> None:

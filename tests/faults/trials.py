@@ -73,25 +73,26 @@ def finish(scene: Scene, run: Path, *overrides: str, world: int = _WORLD) -> str
     return attempt.log()
 
 
-def killed_in_a_step(scene: Scene, run: Path, dice: random.Random) -> None:
+def killed(
+    scene: Scene, run: Path, dice: random.Random, moment: Callable[[], bool], within_s: float
+) -> None:
+    """A random rank, at a random time after a moment has come."""
     attempt = scene.start(run.name)
-    step = dice.randrange(_CUT, _STEPS)
-    if attempt.wait_for(lambda: step_of(run) >= step):
-        sleep(dice.random() * 0.02)
+    if attempt.wait_for(moment):
+        sleep(dice.random() * within_s)
         attempt.kill(dice.randrange(_WORLD))
     attempt.end()
     finish(scene, run)
     assert_same_run(run, scene.straight)
+
+
+def killed_in_a_step(scene: Scene, run: Path, dice: random.Random) -> None:
+    step = dice.randrange(_CUT, _STEPS)
+    killed(scene, run, dice, lambda: step_of(run) >= step, 0.02)
 
 
 def killed_in_a_save(scene: Scene, run: Path, dice: random.Random) -> None:
-    attempt = scene.start(run.name)
-    if attempt.wait_for(lambda: step_of(run) >= _CUT and saving(run)):
-        sleep(dice.random() * 0.01)
-        attempt.kill(dice.randrange(_WORLD))
-    attempt.end()
-    finish(scene, run)
-    assert_same_run(run, scene.straight)
+    killed(scene, run, dice, lambda: step_of(run) >= _CUT and saving(run), 0.01)
 
 
 def damaged_checkpoint(scene: Scene, run: Path, dice: random.Random) -> None:

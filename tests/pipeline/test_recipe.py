@@ -14,6 +14,7 @@ from data_prep.errors import RecipeError
 from data_prep.recipe.loader import describe
 from data_prep.recipe.section import SECTION_NAMES
 from pipeline.recipe import Recipe, load_finetuning, load_grid, load_recipe
+from pipeline.stages.graph import stage_called
 from pipeline.stages.study import expand
 from tests.pipeline.tiny import recipe_tree
 
@@ -167,6 +168,21 @@ def test_the_export_lies_in_the_run_unless_told_otherwise(tmp_path: Path) -> Non
     path = write(tmp_path)
     assert load_recipe(path).export_folder == tmp_path / "runs" / "mlstm" / "export"
     assert load_recipe(path, ["export.folder=out"]).export_folder == Path("out")
+
+
+def test_how_a_run_is_started_is_no_reason_to_train_again(tmp_path: Path) -> None:
+    path, pretrain = write(tmp_path), stage_called("pretrain")
+    plain = pretrain.hash(load_recipe(path))
+    assert pretrain.hash(load_recipe(path, ["run.processes=2", "run.max_restarts=9"])) == plain
+    assert pretrain.hash(load_recipe(path, ["run.seed=9"])) != plain
+
+
+def test_files_that_are_read_after_training_are_looked_for_before(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, finetune={"train": str(tmp_path)}))
+    assert recipe.check_evaluation_files() == 1  # a folder will do
+    recipe = load_recipe(write(tmp_path, finetune={"train": str(tmp_path / "a.csv")}))
+    with pytest.raises(RecipeError, match=r"finetune.train: .*a.csv does not exist"):
+        recipe.check_evaluation_files()
 
 
 def test_only_the_mlstm_is_recurrent(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer
 
 from data_prep.errors import DataError
-from pipeline.evaluate.model import check_vocabulary, device_for, load_causal_lm
+from pipeline.evaluate.model import check_tokenizer, device_for, load_causal_lm
 from pipeline.evaluate.pooling import position_limit
 from pipeline.export.scored.modeling_scored import ScoredForCausalLM
 from pipeline.models.mlstm.modeling_mlstm import MLSTMForCausalLM
@@ -55,7 +55,7 @@ class CausalLM:
         except (OSError, ValueError) as error:
             reason = f"{' '.join(str(error).split()):.300}"
             raise DataError(f"{folder} holds no tokenizer that can be loaded ({reason})") from None
-        check_vocabulary(folder, model, 1 + max(tokenizer.get_vocab().values()))
+        check_tokenizer(folder, model, 1 + max(tokenizer.get_vocab().values()))
         return cls(model, tokenizer, device)
 
     def accepts(self, name: str) -> bool:

@@ -42,6 +42,17 @@ class MultiplicativeLSTM(nn.Module):
             for i in range(layers)
         )
 
+    @classmethod
+    def from_config(cls, config: Any) -> MultiplicativeLSTM:
+        """The layers of an `MLSTMConfig`."""
+        return cls(
+            config.embedding_size,
+            config.hidden_size,
+            config.num_hidden_layers,
+            config.weight_norm,
+            config.forget_bias,
+        )
+
     def forward(
         self, x: Tensor, state: Tensor | None = None, resets: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:

@@ -41,13 +41,7 @@ class MLSTMForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: MLSTMConfig) -> None:
         super().__init__(config)
         self.embedding = nn.Embedding(config.vocab_size, config.embedding_size)
-        self.mlstm = MultiplicativeLSTM(
-            config.embedding_size,
-            config.hidden_size,
-            config.num_hidden_layers,
-            config.weight_norm,
-            config.forget_bias,
-        )
+        self.mlstm = MultiplicativeLSTM.from_config(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
 

@@ -28,13 +28,7 @@ class MLSTMForSequenceClassification(PreTrainedModel):
     def __init__(self, config: MLSTMConfig) -> None:
         super().__init__(config)
         self.embedding = nn.Embedding(config.vocab_size, config.embedding_size)
-        self.mlstm = MultiplicativeLSTM(
-            config.embedding_size,
-            config.hidden_size,
-            config.num_hidden_layers,
-            config.weight_norm,
-            config.forget_bias,
-        )
+        self.mlstm = MultiplicativeLSTM.from_config(config)
         self.score = nn.Linear(config.hidden_size, config.num_labels)  # type: ignore[arg-type]
         self.post_init()
 
