@@ -93,6 +93,10 @@ def derive_deepspeed(recipe: Recipe, world_size: int, dtype: str) -> dict[str, A
     config = read_template(path)
     for dotted, value in _ours(recipe, world_size, dtype).items():
         _fill(config, dotted, value, path)
+    offload = config["zero_optimization"].get("offload_optimizer") or {}
+    if isinstance(offload, dict) and isinstance(offload.get("nvme_path"), str):
+        # DeepSpeed names its files by rank alone: two runs would write over each other's.
+        offload["nvme_path"] = str(Path(offload["nvme_path"]) / recipe.run.name)
     # Our own log and metrics take the place of DeepSpeed's printing.
     config.setdefault("steps_per_print", 2**31)
     return config

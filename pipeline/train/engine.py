@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from data_prep.errors import RecipeError
 from pipeline.clock import StepResult
 from pipeline.optim.build import set_rate
-from pipeline.train import pieces, zero_state
+from pipeline.train import nvme, pieces, zero_state
 from pipeline.train.piece_files import SavedPieces, Snapshot, snapshot
 
 
@@ -73,17 +74,13 @@ def check_config(config: dict[str, Any], where: Path) -> None:
             f"{where}: zero_optimization.round_robin_gradients: DeepSpeed 0.19.8 orders parameters "
             "anew and reads full tensors back in the old order: remove it"
         )
-    for key in ("offload_optimizer", "offload_param"):
-        if (config["zero_optimization"].get(key) or {}).get("device") == "nvme":
-            raise RecipeError(
-                f"{where}: zero_optimization.{key}.device=nvme: a checkpoint cannot be made of "
-                "what lies there: use cpu"
-            )
+    nvme.check_keys(config["zero_optimization"], where)
 
 
 def check_machine(config: dict[str, Any]) -> None:
     """RecipeError for what a template asks and DeepSpeed cannot do on this machine."""
     zero = config["zero_optimization"]
+    nvme.check_disk(zero)
     if zero.get("zero_quantized_weights") and get_accelerator().device_name() == "cpu":
         raise RecipeError(
             "zero_optimization.zero_quantized_weights: DeepSpeed quantises on GPUs only, and none "
@@ -121,6 +118,7 @@ class DeepSpeedEngine:
             self._ds, *_ = deepspeed.initialize(
                 model=module, optimizer=optimizer, config=config, dist_init_required=False
             )
+        nvme.align_gradients(self._ds.optimizer)
         # Too many overflows in a row are judged by the loop, by one rule at every stage.
         scaler: Any = getattr(self._ds.optimizer, "loss_scaler", None)
         if hasattr(scaler, "raise_error_at_min_scale"):
@@ -231,20 +229,22 @@ class DeepSpeedEngine:
 
     def snapshot(self, copy: bool) -> Snapshot:
         """What this rank has to save of weights, optimizer and loss scale."""
-        held = pieces.pieces(self._ds, self._stage, self.module)
         about = {
             "groups": pieces.group_numbers(zero_state.inner_optimizer(self._ds)),
             "loss_scale": zero_state.scaler_numbers(self._ds),
             "tied": pieces.tied_names(self.module),
         }
-        return snapshot(pieces.to_write(held), about, copy)
+        lists = pieces.pieces(self._ds, self._stage, self.module)
+        held = chain.from_iterable(pieces.to_write(some) for some in lists)
+        return snapshot(held, about, copy or bool(nvme.groups(self._ds.optimizer)))
 
     def restore(self, saved: SavedPieces) -> None:
         if saved.has_optimizer_state:
             pieces.make_optimizer_state(self._ds, self._stage)
-        for piece in pieces.pieces(self._ds, self._stage, self.module):
-            saved.fill(piece)
-        pieces.refresh_forward_weights(self._ds, self._stage, self.module, saved.whole)
+        for held in pieces.pieces(self._ds, self._stage, self.module, write=True):
+            for piece in held:
+                saved.fill(piece)
+        pieces.refresh_forward_weights(self._ds, self._stage, self.module, saved)
         pieces.set_group_numbers(zero_state.inner_optimizer(self._ds), saved.about["groups"])
         zero_state.set_scaler_numbers(self._ds, saved.about["loss_scale"])
         zero_state.link_moments(self._ds, self._stage)

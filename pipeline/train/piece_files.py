@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,19 +35,17 @@ class Snapshot:
     about: dict[str, Any]
 
 
-def snapshot(held: list[Piece], about: dict[str, Any], copy: bool) -> Snapshot:
+def snapshot(held: Iterable[Piece], about: dict[str, Any], copy: bool) -> Snapshot:
     """Of these pieces, on the CPU. Without `copy` the tensors there are the live ones: they must
     be written before the next step."""
-    tensors = {
-        f"{piece.name}:{key}:{piece.start}": values.detach().to("cpu", copy=copy)
-        for piece in held
-        for key, values in piece.tensors().items()
-    }
-    own = {
-        "shapes": {piece.name: list(piece.shape) for piece in held},
-        "numbers": {piece.name: piece.numbers() for piece in held},
-    }
-    return Snapshot(tensors, about | own)
+    taken = Snapshot({}, {**about, "shapes": {}, "numbers": {}})
+    for piece in held:
+        for key, values in piece.tensors().items():
+            name = f"{piece.name}:{key}:{piece.start}"
+            taken.tensors[name] = values.detach().to("cpu", copy=copy)
+        taken.about["shapes"][piece.name] = list(piece.shape)
+        taken.about["numbers"][piece.name] = piece.numbers()
+    return taken
 
 
 def write(taken: Snapshot, folder: Path, rank: int) -> list[FileRecord]:

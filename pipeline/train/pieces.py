@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +21,10 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from data_prep.errors import RecipeError
 from pipeline.optim.build import set_rate
-from pipeline.train import zero_state
+from pipeline.train import nvme, zero_state
 
 WEIGHT = "weight"
+IN_MEMORY = -1  # in the place of a group's number: all groups that are not on a disk
 
 
 @dataclass(frozen=True)
@@ -115,11 +116,31 @@ def _number(value: Any) -> Any:
     return value.item() if torch.is_tensor(value) else value
 
 
-def pieces(engine: Any, stage: int, module: nn.Module) -> list[Piece]:
-    """The pieces of this rank: parameters and buffers in their order. `engine` is DeepSpeed's."""
+def pieces(
+    engine: Any, stage: int, module: nn.Module, write: bool = False
+) -> Iterator[list[Piece]]:
+    """The pieces of this rank: parameters and buffers in their order. `engine` is DeepSpeed's.
+
+    In one list, or, where an optimizer lies on a disk, in several, each of them there only until
+    the next is asked for. `write` tells that they will be written.
+    """
     find = {0: _whole, 1: _of_flat_slice, 2: _of_flat_slice, 3: _of_share}[stage]
-    found = [find(engine, name, parameter) for name, parameter in module.named_parameters()]
-    return [piece for piece in found if piece is not None] + buffer_pieces(module)
+    away = nvme.groups(engine.optimizer)
+    members: dict[int, list[tuple[str, Any]]] = {number: [] for number in (IN_MEMORY, *away)}
+    for name, parameter in module.named_parameters():
+        group = _group(engine, parameter) if away and parameter.requires_grad else IN_MEMORY
+        members[group if group in away else IN_MEMORY].append((name, parameter))
+    for number, named in members.items():
+        there = nvme.in_memory(engine.optimizer, number, write)
+        with there if number in away else nullcontext():
+            found = [find(engine, name, parameter) for name, parameter in named]
+            held = [piece for piece in found if piece is not None]
+            yield held + buffer_pieces(module) if number == IN_MEMORY else held
+
+
+def _group(engine: Any, parameter: Any) -> int:
+    optimizer = engine.optimizer
+    return int(optimizer.grad_position[optimizer.get_param_id(parameter)][0])
 
 
 def buffer_pieces(module: nn.Module) -> list[Piece]:
@@ -167,11 +188,17 @@ def _of_flat_slice(engine: Any, name: str, parameter: Any) -> Piece | None:
     return Piece(name, parameter.shape, there.start, weight, state, here.start)
 
 
+def _share(parameter: Any) -> tuple[int, int]:
+    """Where this rank's part of a parameter begins at stage 3, and its size without padding."""
+    size = parameter.ds_tensor.ds_numel
+    start = dist.get_rank(parameter.ds_process_group) * size
+    return start, max(0, min(size, math.prod(parameter.ds_shape) - start))
+
+
 def _of_share(engine: Any, name: str, parameter: Any) -> Piece | None:
     share = parameter.ds_tensor
-    start = dist.get_rank(parameter.ds_process_group) * share.ds_numel
-    size = min(share.ds_numel, math.prod(parameter.ds_shape) - start)
-    if size <= 0:  # padding alone
+    start, size = _share(parameter)
+    if not size:  # padding alone
         return None
     if not parameter.requires_grad:
         return Piece(name, parameter.ds_shape, start, share.data.view(-1).narrow(0, 0, size), {})
@@ -203,8 +230,10 @@ def make_optimizer_state(engine: Any, stage: int) -> None:
         step_of_nothing(inner)
         return
     with no_rate(inner):
+        away = nvme.groups(engine.optimizer)
         for number, flat in enumerate(engine.optimizer.fp32_partitioned_groups_flat):
-            with _zero_gradients([flat]):
+            there = nvme.in_memory(engine.optimizer, number, write=True)
+            with there if number in away else nullcontext(), _zero_gradients([flat]):
                 engine.optimizer._optimizer_step(number)
 
 
@@ -236,9 +265,9 @@ def _zero_gradients(tensors: list[Tensor]) -> Iterator[None]:
         tensor.grad = gradient
 
 
-def refresh_forward_weights(engine: Any, stage: int, module: nn.Module, whole: Any) -> None:
-    """After the masters were written: the weights that the next forward reads. `whole(name)` gives
-    a parameter in full. Collective."""
+def refresh_forward_weights(engine: Any, stage: int, module: nn.Module, saved: Any) -> None:
+    """After the masters were written from `saved`: the weights that the next forward reads.
+    Collective."""
     if stage in (1, 2):
         engine.optimizer.update_lp_params()
         return
@@ -247,13 +276,13 @@ def refresh_forward_weights(engine: Any, stage: int, module: nn.Module, whole: A
             if parameter.requires_grad:
                 parameter.data.copy_(zero_state.stage0_master(engine, parameter))
             continue
-        piece = _of_share(engine, name, parameter)
-        if piece is not None:
+        start, size = _share(parameter)
+        if size:
             flat = parameter.ds_tensor.data.view(-1)  # type: ignore[attr-defined]
-            flat[: piece.weight.numel()].copy_(piece.weight)
+            flat[:size].copy_(saved.read(name, WEIGHT, start, size))
         if parameter.data.numel() == math.prod(parameter.ds_shape):  # type: ignore[attr-defined]
             # Small parameters stay gathered.
-            parameter.data.copy_(whole(name).view_as(parameter.data))
+            parameter.data.copy_(saved.whole(name).view_as(parameter.data))
 
 
 def tied_names(module: nn.Module) -> dict[str, str]:

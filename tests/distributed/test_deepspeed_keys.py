@@ -83,12 +83,6 @@ def test_its_steps_are_the_plain_ones(
             torch.testing.assert_close(mine, theirs.detach(), rtol=tolerance, atol=tolerance)
 
 
-def test_nvme_is_refused(tmp_path: Path) -> None:
-    nvme = {"device": "nvme", "nvme_path": str(tmp_path)}
-    with pytest.raises(RecipeError, match="offload_param.device=nvme: a checkpoint cannot be made"):
-        steps(tmp_path, 3, {"offload_param": nvme}, {})
-
-
 @pytest.mark.parametrize(
     ("stage", "key", "words"),
     [(2, "round_robin_gradients", "in the old order: remove it"),
