@@ -46,7 +46,7 @@ def full(folder: Path) -> Scale:
 def quick(folder: Path) -> Scale:
     """The same paths through the code."""
     return Scale(
-        folder, 3 * 2**15, factors=(1, 8), rates=(4e-3,), sgd_rates=(0.8,), seeds=(1,),
+        folder, 2**16, factors=(1, 8), rates=(4e-3,), sgd_rates=(0.8,), seeds=(1,),
         rungs=((1.0, 1),), doublings=0, models=(_SGD_MODEL,), evaluates=False,
     )  # fmt: skip
 

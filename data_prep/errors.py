@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -52,6 +53,20 @@ class RolledBack(StoppedAndSaved):
     """The run goes on from its last checkpoint and passes over the batches that hurt it."""
 
 
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES}
+
+
+def disk_trouble(error: BaseException) -> PipelineError | None:
+    """What to tell of a disk that is full, read-only or broken; None for any other error."""
+    if not isinstance(error, OSError) or error.errno not in _DISK:
+        return None
+    where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+    return PipelineError(
+        f"{where}{error.strerror}: free some space or mend the folder, and run the same command; "
+        "what was saved before still stands"
+    )
+
+
 def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Run `main` on `argv` (default: the command line) and return the process exit code.
 
@@ -71,9 +86,15 @@ def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None
         # The reader of a pipe (`| head`) has seen enough; the interpreter must not flush into it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        trouble = disk_trouble(error)
+        if trouble is None:
+            raise
+        _complain(str(trouble), on_every_rank=True)
+        return trouble.exit_code
 
 
-def _complain(text: str) -> None:
+def _complain(text: str, on_every_rank: bool = False) -> None:
     # Under a launcher every rank comes to the same error; one of them says it.
-    if os.environ.get("RANK", "0") == "0":
+    if on_every_rank or os.environ.get("RANK", "0") == "0":
         print(f"error: {redact(text)}", file=sys.stderr)

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from data_prep.errors import disk_trouble
+
 T = TypeVar("T")
 
 
@@ -42,7 +44,7 @@ def agree(work: Callable[[], T]) -> T:
     try:
         value = work()
     except Exception as caught:  # whatever it is, all ranks must hear of it
-        error = caught
+        error = disk_trouble(caught) or caught
     for other in gather_objects(error):
         if other is not None:
             raise other

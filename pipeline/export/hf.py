@@ -56,6 +56,8 @@ def export_model(recipe: Recipe) -> StageOutput:
     started = time.monotonic()
     folder = recipe.export_folder
     scratch = folder.with_name(folder.name + ".tmp")
+    if recipe.run_folder.resolve() in scratch.resolve().parents:
+        shutil.rmtree(scratch, ignore_errors=True)  # of an export that was killed
     for path in (folder, scratch):
         if path.exists():
             raise RecipeError(

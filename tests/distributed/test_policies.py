@@ -9,29 +9,12 @@ from typing import Any
 
 import pytest
 
+from tests.distributed.training import plant, plant_in_every_run
 from tests.pipeline.tiny import losses, metrics, write_recipe
 from tests.ranks import run_ranks
 
 BAD = 72  # the first instance of the tenth global batch of eight
 WINDOW = 6
-
-
-def plant(run: Any, factor: float, where: str) -> None:
-    """The loss or gradient of the batch at instance BAD is multiplied, on the last rank only."""
-    forward, backward = run.engine.forward, run.engine.backward
-
-    def bad() -> bool:
-        at_bad = run.clock.instances <= BAD < run.clock.instances + run.global_batch
-        return at_bad and run.module.training and run.engine.rank == run.engine.world_size - 1
-
-    def planted_forward(*inputs: Any) -> Any:
-        loss_sum, count, state = forward(*inputs)
-        return (loss_sum * factor if bad() and where == "loss" else loss_sum), count, state
-
-    def planted_backward(loss: Any, last: bool) -> None:
-        backward(loss * factor if bad() and where == "gradient" else loss, last=last)
-
-    run.engine.forward, run.engine.backward = planted_forward, planted_backward
 
 
 def rank_train(
@@ -46,7 +29,7 @@ def rank_train(
 
     init_distributed(2)
     run = start_run(load_recipe(recipe, overrides))
-    plant(run, factor, where)
+    plant(run, BAD, factor, where)
     error: PipelineError | None = None
     try:
         loop.train(run)
@@ -118,14 +101,7 @@ def rank_pretrain(rank: int, recipe: str, factor: float) -> int:
     from pipeline.recipe import load_recipe
     from pipeline.train import start
 
-    start_run = start.start_run
-
-    def start_planted(recipe: Any) -> Any:
-        run = start_run(recipe)
-        plant(run, factor, "loss")
-        return run
-
-    start.start_run = start_planted  # type: ignore[assignment]
+    plant_in_every_run(BAD, factor)
     return run_main(lambda argv: start.pretrain(load_recipe(recipe)), [])
 
 

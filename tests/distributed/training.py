@@ -37,3 +37,35 @@ def train_recipe(rank: int, path: str, overrides: list[str], stop_at: int | None
     init_distributed(2)
     run = start_run(load_recipe(path, overrides))
     train(run, None if stop_at is None else lambda: run.clock.applied >= stop_at - 1)
+
+
+def plant(run: Any, at: int, factor: float, where: str = "loss") -> None:
+    """The loss or gradient of the batch at instance `at` is multiplied, on the last rank only."""
+    forward, backward = run.engine.forward, run.engine.backward
+
+    def bad() -> bool:
+        at_bad = run.clock.instances <= at < run.clock.instances + run.global_batch
+        return at_bad and run.module.training and run.engine.rank == run.engine.world_size - 1
+
+    def planted_forward(*inputs: Any) -> Any:
+        loss_sum, count, state = forward(*inputs)
+        return (loss_sum * factor if bad() and where == "loss" else loss_sum), count, state
+
+    def planted_backward(loss: Any, last: bool) -> None:
+        backward(loss * factor if bad() and where == "gradient" else loss, last=last)
+
+    run.engine.forward, run.engine.backward = planted_forward, planted_backward
+
+
+def plant_in_every_run(at: int, factor: float) -> None:
+    """The same in all that this process starts from now on."""
+    from pipeline.train import start
+
+    start_run = start.start_run
+
+    def start_planted(*arguments: Any) -> Any:
+        run = start_run(*arguments)
+        plant(run, at, factor)
+        return run
+
+    start.start_run = start_planted  # type: ignore[assignment]

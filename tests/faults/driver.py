@@ -6,6 +6,7 @@ code that the command line would.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ import torch
 from pipeline.run_folder import RunFolder
 from pipeline.train.checkpoint import find_checkpoint
 from pipeline.train.piece_files import SavedPieces
+from tests.distributed.training import plant_in_every_run
 from tests.pipeline.tiny import losses, metrics
 from tests.ranks import CONTEXT
 
@@ -28,22 +30,20 @@ _GRACE_S = 20.0  # for the others to notice that one is gone
 
 
 class Attempt:
-    """The ranks of one start."""
+    """The ranks of one start. The loss of the batch at instance `bad_at` is no number."""
 
-    def __init__(self, world: int, recipe: Path, overrides: list[str], run: Path) -> None:
+    def __init__(
+        self, world: int, recipe: Path, overrides: list[str], run: Path, bad_at: int | None = None
+    ) -> None:
         os.environ["OMP_NUM_THREADS"] = "1"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        run.mkdir(parents=True, exist_ok=True)
+        run.parent.mkdir(parents=True, exist_ok=True)
         self._run = run
-        self._log = run / "attempts.log"
-        self._ranks = [
-            CONTEXT.Process(
-                target=_rank, args=(rank, world, port, str(recipe), overrides, str(self._log))
-            )
-            for rank in range(world)
-        ]
+        self._log = run.with_name(f"{run.name}.log")  # beside it: the run's disk may be full
+        where = (world, port, str(recipe), overrides, str(self._log), bad_at)
+        self._ranks = [CONTEXT.Process(target=_rank, args=(r, *where)) for r in range(world)]
         for process in self._ranks:
             process.start()
 
@@ -77,11 +77,12 @@ class Attempt:
 
     def log(self) -> str:
         """The end of what the ranks have said."""
-        return self._log.read_text()[-4000:] if self._log.exists() else ""
+        return self._log.read_text()[-20_000:] if self._log.exists() else ""
 
 
 def _rank(
-    rank: int, world: int, port: int, recipe: str, overrides: list[str], log: str
+    rank: int, world: int, port: int, recipe: str, overrides: list[str], log: str,
+    bad_at: int | None,
 ) -> None:  # fmt: skip
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_SIZE=str(world),
@@ -93,10 +94,12 @@ def _rank(
     torch.set_num_threads(1)
     from data_prep.errors import run_main
     from pipeline.recipe import load_recipe
-    from pipeline.train.start import pretrain
+    from pipeline.train import start
 
+    if bad_at is not None:
+        plant_in_every_run(bad_at, math.nan)
     try:
-        code = run_main(lambda _: pretrain(load_recipe(recipe, overrides)), [])
+        code = run_main(lambda _: start.pretrain(load_recipe(recipe, overrides)), [])
     except BaseException:
         traceback.print_exc()
         code = 1

@@ -16,61 +16,19 @@ import random
 import shutil
 import sys
 import tempfile
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from time import sleep
+from time import monotonic, sleep
+from typing import Any
 
 from pipeline.train.checkpoint import list_checkpoints, problem
-from tests.faults.driver import Attempt, assert_same_run, run_to_the_end, saving, step_of
-from tests.pipeline.tiny import losses, write_recipe
-
-_STEPS, _CUT = 12, 7  # checkpoints at 3, 6 and the cut
-_WORLD = 2
-_NO_DROPOUT = ["model.config.resid_pdrop=0", "model.config.embd_pdrop=0"]
-
-
-class Scene:
-    """A recipe, its undisturbed run, and one that was stopped half-way, copied for each trial."""
-
-    def __init__(self, folder: Path, kind: str) -> None:
-        self.folder, self.runs = folder, folder / "runs"
-        self.recipe = write_recipe(
-            folder, kind, run__steps=_STEPS, checkpoint__every_steps=3, eval__every_steps=0,
-            engine__zero_stage=1,
-        )  # fmt: skip
-        self.fixed = _NO_DROPOUT if kind == "transformer" else []
-        self.straight = self.runs / "straight"
-        run_to_the_end(_WORLD, self.recipe, ["run.name=straight", *self.fixed], self.straight)
-        self._stop_half_way()
-
-    def _stop_half_way(self) -> None:
-        run = self.runs / "half"
-        attempt = self.start("half")
-        attempt.wait_for(lambda: step_of(run) >= _CUT - 1)
-        (run / "STOP").touch()
-        assert attempt.end() == [75] * _WORLD, attempt.log()
-
-    def start(self, name: str, *overrides: str, world: int = _WORLD) -> Attempt:
-        run = self.runs / name
-        return Attempt(world, self.recipe, [f"run.name={name}", *self.fixed, *overrides], run)
-
-    def copy(self, name: str) -> Path:
-        """The half-done run under another name."""
-        run = self.runs / name
-        shutil.copytree(self.runs / "half", run)
-        return run
-
-
-Fault = Callable[[Scene, Path, random.Random], None]
-
-
-def finish(scene: Scene, run: Path, *overrides: str, world: int = _WORLD) -> str:
-    """Start again and let it end; what it said."""
-    attempt = scene.start(run.name, *overrides, world=world)
-    codes = attempt.end()
-    assert codes == [0] * world, f"{codes}\n{attempt.log()}"
-    return attempt.log()
+from tests.faults.disks import ON_A_DISK_OF_ITS_OWN, can_mount, full_disk, read_only
+from tests.faults.driver import assert_same_run, saving, step_of
+from tests.faults.scene import BATCH, CUT, STEPS, WORLD, Scene, finish
+from tests.pipeline.tiny import losses, metrics
+from tests.ranks import CONTEXT
 
 
 def killed(
@@ -80,19 +38,19 @@ def killed(
     attempt = scene.start(run.name)
     if attempt.wait_for(moment):
         sleep(dice.random() * within_s)
-        attempt.kill(dice.randrange(_WORLD))
+        attempt.kill(dice.randrange(WORLD))
     attempt.end()
     finish(scene, run)
     assert_same_run(run, scene.straight)
 
 
 def killed_in_a_step(scene: Scene, run: Path, dice: random.Random) -> None:
-    step = dice.randrange(_CUT, _STEPS)
+    step = dice.randrange(CUT, STEPS)
     killed(scene, run, dice, lambda: step_of(run) >= step, 0.02)
 
 
 def killed_in_a_save(scene: Scene, run: Path, dice: random.Random) -> None:
-    killed(scene, run, dice, lambda: step_of(run) >= _CUT and saving(run), 0.01)
+    killed(scene, run, dice, lambda: step_of(run) >= CUT and saving(run), 0.01)
 
 
 def damaged_checkpoint(scene: Scene, run: Path, dice: random.Random) -> None:
@@ -118,7 +76,7 @@ def damaged_shard(scene: Scene, run: Path, dice: random.Random) -> None:
     codes = attempt.end()
     shutil.rmtree(prepared)
     whole.rename(prepared)
-    assert codes == [3] * _WORLD and path.name in attempt.log(), f"{codes}\n{attempt.log()}"
+    assert codes == [3] * WORLD and path.name in attempt.log(), f"{codes}\n{attempt.log()}"
     assert "Traceback" not in attempt.log()
     finish(scene, run)
     assert_same_run(run, scene.straight)
@@ -141,7 +99,7 @@ def started_twice(scene: Scene, run: Path, dice: random.Random) -> None:
     """Two runs in one folder: one goes on, the other is refused and touches nothing."""
     attempts = [scene.start(run.name), scene.start(run.name)]
     ended = [attempt.end() for attempt in attempts]
-    assert sorted(ended) == [[0] * _WORLD, [2] * _WORLD], f"{ended}\n{attempts[0].log()}"
+    assert sorted(ended) == [[0] * WORLD, [2] * WORLD], f"{ended}\n{attempts[0].log()}"
     assert "is in use by process" in attempts[0].log()
     assert_same_run(run, scene.straight)
 
@@ -158,22 +116,87 @@ def moved(scene: Scene, run: Path, dice: random.Random) -> None:
     assert all(abs(a - b) <= 1e-4 * b for a, b in zip(ours, theirs, strict=True))
 
 
+def no_number(scene: Scene, run: Path, dice: random.Random) -> None:
+    """The loss of one batch is no number: it is passed over, also when a rank is killed on the way,
+    or the run ends with its evidence, and goes on once the cause is mended."""
+    step = dice.randrange(CUT, STEPS)
+    bad_at = BATCH * step
+    if dice.random() < 0.5:
+        attempt = scene.start(run.name, "watch.nonfinite=stop", bad_at=bad_at)
+        assert attempt.end() == [4] * WORLD, attempt.log()
+        assert list((run / "logs").glob("evidence-step*.json"))
+        finish(scene, run)
+        assert_same_run(run, scene.straight)
+        return
+    undisturbed = scene.copy(f"{run.name}-undisturbed")
+    finish(scene, undisturbed, bad_at=bad_at)
+    attempt = scene.start(run.name, bad_at=bad_at)
+    if attempt.wait_for(lambda: step_of(run) >= step):
+        sleep(dice.random() * 0.02)
+        attempt.kill(dice.randrange(WORLD))
+    attempt.end()
+    finish(scene, run, bad_at=bad_at)
+    assert bad_at + BATCH not in [m["instances"] for m in metrics(run) if "train/loss" in m]
+    assert_same_run(run, undisturbed)
+    shutil.rmtree(undisturbed)
+
+
+def killed_in_an_export(scene: Scene, run: Path, dice: random.Random) -> None:
+    """The next export makes what an undisturbed one makes."""
+    finish(scene, run)
+    wanted, began = scene.runs / f"{run.name}-export", monotonic()
+    assert _export(scene, run, f"export.folder={wanted}")
+    killed = _start_export(scene, run)
+    killed.join(dice.random() * (monotonic() - began))
+    killed.kill()
+    killed.join()
+    if not (run / "export").exists():
+        assert _export(scene, run)
+    assert not (run / "export.tmp").exists()
+    names = {path.relative_to(wanted) for path in wanted.rglob("*.*") if path.name != "README.md"}
+    assert {Path("config.json"), Path("model.safetensors")} <= names
+    for name in names:
+        assert (run / "export" / name).read_bytes() == (wanted / name).read_bytes(), name
+    shutil.rmtree(wanted)
+
+
+def _export(scene: Scene, run: Path, *overrides: str) -> bool:
+    process = _start_export(scene, run, *overrides)
+    process.join()
+    return process.exitcode == 0
+
+
+def _start_export(scene: Scene, run: Path, *overrides: str) -> Any:
+    mine = [f"run.name={run.name}", *scene.fixed, *overrides]
+    process = CONTEXT.Process(target=_export_model, args=(str(scene.recipe), mine))
+    process.start()
+    return process
+
+
+def _export_model(recipe: str, overrides: list[str]) -> None:
+    from pipeline.export.hf import export_model
+    from pipeline.recipe import load_recipe
+
+    export_model(load_recipe(recipe, overrides))
+
+
 def changed_recipe(scene: Scene, run: Path, dice: random.Random) -> None:
     """Another run under the same name is refused, with the difference."""
     change = dice.choice(["optim.lr=0.5", "run.seed=9", "batch.window_tokens=8", "run.steps=99"])
     attempt = scene.start(run.name, change)
-    assert attempt.end() == [2] * _WORLD, attempt.log()
+    assert attempt.end() == [2] * WORLD, attempt.log()
     assert "cannot be resumed with this recipe" in attempt.log()
     assert "Traceback" not in attempt.log()
     finish(scene, run)
     assert_same_run(run, scene.straight)
 
 
+Fault = Callable[[Scene, Path, random.Random], None]
 FAULTS: dict[str, Fault] = {
     fault.__name__: fault
     for fault in (
         killed_in_a_step, killed_in_a_save, damaged_checkpoint, damaged_shard, started_twice,
-        moved, changed_recipe,
+        moved, changed_recipe, no_number, full_disk, read_only, killed_in_an_export,
     )
 }  # fmt: skip
 
@@ -184,7 +207,7 @@ def run_trial(scene: Scene, fault: str, seed: int) -> str | None:
     try:
         FAULTS[fault](scene, run, random.Random(seed))
     except AssertionError as error:
-        return str(error)
+        return str(error) or traceback.format_exc()
     shutil.rmtree(run)
     return None
 
@@ -196,6 +219,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
+    faults = [fault for fault in FAULTS if fault not in ON_A_DISK_OF_ITS_OWN or can_mount()]
     dice, survived, run = random.Random(arguments.seed), Counter[str](), Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
         scenes = {}
@@ -203,7 +227,7 @@ def main() -> None:
             (Path(folder) / kind).mkdir()
             scenes[kind] = Scene(Path(folder) / kind, kind)
         for _ in range(arguments.trials):
-            fault, kind = dice.choice(list(FAULTS)), dice.choice(list(scenes))
+            fault, kind = dice.choice(faults), dice.choice(list(scenes))
             seed = dice.randrange(10**6)
             why = run_trial(scenes[kind], fault, seed)
             run[fault] += 1
