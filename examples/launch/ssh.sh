@@ -10,5 +10,7 @@ set -euo pipefail
 hosts=${HOSTFILE:-examples/launch/hostfile}
 test -f "$hosts" || { echo "$hosts is missing: DeepSpeed would train on this host alone" >&2; exit 2; }
 export PDSH_RCMD_TYPE=ssh
+# Without these, ssh waits for ever for a host that has lost its power.
+export PDSH_SSH_ARGS_APPEND="${PDSH_SSH_ARGS_APPEND:-} -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
 exec deepspeed --hostfile "$hosts" --launcher pdsh --master_port "${MASTER_PORT:-29500}" \
     run_pretrain.py "$@"
