@@ -110,10 +110,14 @@ def _steps(config: CleanConfig) -> list[Step]:
 
 
 def _entities(texts: list[str]) -> list[str]:
+    return [_unescaped_text(t) if "&" in t else t for t in texts]
+
+
+def _unescaped_text(text: str) -> str:
     # The quotation mark, by far the most frequent, first: no name of a reference holds one, so
     # the others are found as before.
-    quoted = [t.replace("&quot;", '"') if "&" in t else t for t in texts]
-    return [_CHARREF.sub(_unescaped, t) if "&" in t else t for t in quoted]
+    text = text.replace("&quot;", '"')
+    return _CHARREF.sub(_unescaped, text) if "&" in text else text
 
 
 def _newlines_to_spaces(texts: list[str]) -> list[str]:

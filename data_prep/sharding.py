@@ -15,7 +15,7 @@ from .manifest import FileRecord
 from .shards import ShardWriter
 from .tokenizers import Tokenizer
 
-_COUNTED_BYTES = 2**20  # of each shard, for the byte frequencies
+_COUNTED_BYTES = 2**18  # of each shard, for the byte frequencies
 
 
 @dataclass(frozen=True)
