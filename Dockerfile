@@ -5,9 +5,11 @@
 #       python -m pipeline run recipes/demo_mlstm.yaml
 FROM python:3.12-slim-bookworm
 
-# A C compiler for Triton and DeepSpeed's extensions; ssh and pdsh for runs on many nodes.
+# A C compiler for Triton and DeepSpeed's extensions, libaio for the one that offloads to a disk; ssh
+# and pdsh for runs on many nodes.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends build-essential git ninja-build openssh-client pdsh \
+    && apt-get install -y --no-install-recommends \
+        build-essential git libaio-dev ninja-build openssh-client pdsh \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /app

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from data_prep.errors import DataError
@@ -21,6 +20,7 @@ from pipeline.export.folder import check_model_folder, check_vocabulary
 from pipeline.export.register import register_models
 from pipeline.export.scored.modeling_scored import ScoredForCausalLM
 from pipeline.models.mlstm.modeling_mlstm import MLSTMForCausalLM
+from pipeline.progress import Progress
 
 _STREAMED_ROWS = 128  # texts that a recurrent model reads side by side
 
@@ -90,7 +90,7 @@ class LanguageModel:
         # A recurrent model reads a few steps at a time: rows may have any length.
         limits = (math.inf, _STREAMED_ROWS) if self.recurrent else (batch_tokens, math.inf)
         vectors: list[np.ndarray] = [np.empty(0)] * len(ids)
-        with tqdm(total=len(ids), desc="features", unit="text", disable=None) as progress:
+        with Progress("features", len(ids), "text") as progress:
             for members in batches([len(row) for row in ids], *limits):
                 rows = self.framing.rows([ids[i] for i in members]).to(self.device)
                 found = streamed(self.model, rows) if self.recurrent else pooled(self.model, rows)

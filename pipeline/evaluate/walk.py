@@ -14,9 +14,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pipeline.evaluate.model import LanguageModel
+from pipeline.progress import Progress
 
 
 class Stream(Protocol):
@@ -59,7 +59,7 @@ class _Row(NamedTuple):
 def walk(model: LanguageModel, stream: Stream, places: range, reading: Reading) -> Total:
     """The loss of the tokens after each of `places`; what lies before them is read, not judged."""
     nats, hits = 0.0, {1: 0, 10: 0}
-    with tqdm(total=len(places), desc=f"{stream.name} loss", unit="tok", disable=None) as progress:
+    with Progress(f"{stream.name} loss", len(places), "token") as progress:
         for rows in _row_groups(places, reading, model.recurrent):
             for losses, ranks in _judge(model, stream, rows, reading.window):
                 nats += float(losses.sum())

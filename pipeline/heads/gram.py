@@ -107,7 +107,7 @@ class GramHead(Head):
     def export_settings(self) -> dict[str, Any]:
         settings: dict[str, Any] = {"loss": self.spherical.name, "epsilon": self.spherical.epsilon}
         if self.scale is not None and self.offset is not None:
-            settings |= {"scale": float(self.scale), "offset": float(self.offset)}
+            settings |= {"scale": self.scale.item(), "offset": self.offset.item()}
         return settings
 
     def finish_accumulation(self, engine: Engine) -> None:

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
 from pipeline.evaluate.model import batches
 from pipeline.evaluate.tasks.causal_lm import CausalLM
 from pipeline.evaluate.tasks.layout import Layout, lay_out, width
 from pipeline.evaluate.tasks.requests import Request
+from pipeline.progress import Progress
 
 # A processor is quickest where a batch stays in its cache and has little padding.
 _BATCH_TOKENS = {"cpu": 512, "cuda": 8192}
@@ -90,7 +90,7 @@ def _batched(
 ) -> list[Judgement]:
     """In the order of `requests`, those of similar width together."""
     found: list[Judgement | None] = [None] * len(requests)
-    with tqdm(total=len(requests), desc="judging", unit="row", disable=None) as progress:
+    with Progress("judging", len(requests), "row") as progress:
         for members in batches([width(request) for request in requests], *limits):
             judged = _judge_batch(model, [requests[i] for i in members], read)
             for i, judgement in zip(members, judged, strict=True):
