@@ -96,11 +96,13 @@ def damage(path: Path, dice: random.Random) -> None:
 
 
 def started_twice(scene: Scene, run: Path, dice: random.Random) -> None:
-    """Two runs in one folder: one goes on, the other is refused and touches nothing."""
+    """Two runs in one folder: one goes on, the other is refused and touches nothing; or finds
+    nothing left to do, when the first was as fast as that."""
     attempts = [scene.start(run.name), scene.start(run.name)]
-    ended = [attempt.end() for attempt in attempts]
-    assert sorted(ended) == [[0] * WORLD, [2] * WORLD], f"{ended}\n{attempts[0].log()}"
-    assert "is in use by process" in attempts[0].log()
+    ended, said = [attempt.end() for attempt in attempts], attempts[0].log()
+    if ended != [[0] * WORLD] * 2:
+        assert sorted(ended) == [[0] * WORLD, [2] * WORLD], f"{ended}\n{said}"
+        assert "is in use by process" in said
     assert_same_run(run, scene.straight)
 
 
