@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,12 @@ def die_at(step: int, overrides: list[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def forked() -> Callable[..., int | None]:
-    """Calls a function in a process of its own, forked off one that has the modules loaded."""
+def forked() -> Iterator[Callable[..., int | None]]:
+    """Calls a function in a process of its own, forked off one that has the modules loaded. There
+    is one such server for all tests: it is given back as it was found."""
+    server = forkserver._forkserver  # type: ignore[attr-defined]
+    before = server._preload_modules
+    server._stop()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["test_kill", "awkward", "gigatoken", "pandas", "tokenizers"])
     with pytest.MonkeyPatch.context() as patch:
@@ -63,7 +67,9 @@ def forked() -> Callable[..., int | None]:
         process.kill()
         return process.exitcode
 
-    return forked
+    yield forked
+    server._stop()
+    context.set_forkserver_preload(before)
 
 
 ALL_STEPS = pytest.param(1, marks=pytest.mark.long)
