@@ -1,7 +1,7 @@
 """The errors a user can meet, each with the exit code its command ends with.
 
 0   finished
-1   crash: a defect of the program, shown with its traceback
+1   crash: a defect of the program, shown with its traceback; or a disk that fails, in one line
 2   the recipe, or a check made before work began, refuses the run
 3   the data refuses: missing, damaged or not what the recipe says
 4   training diverged
