@@ -70,8 +70,8 @@ def disk_trouble(error: BaseException) -> PipelineError | None:
 def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Run `main` on `argv` (default: the command line) and return the process exit code.
 
-    Foreseen failures become one `error:` line on stderr; any other exception is a defect and
-    passes through with its traceback.
+    Foreseen failures, and disks that fail, become one `error:` line on stderr; any other exception
+    is a defect and passes through with its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:

@@ -7,6 +7,7 @@ the trained module and its tokenizer. Only then it is renamed; a failure leaves 
 from __future__ import annotations
 
 import copy
+import fcntl
 import os
 import shutil
 import time
@@ -56,8 +57,8 @@ def export_model(recipe: Recipe) -> StageOutput:
     started = time.monotonic()
     folder = recipe.export_folder
     scratch = folder.with_name(folder.name + ".tmp")
-    if recipe.run_folder.resolve() in scratch.resolve().parents:
-        shutil.rmtree(scratch, ignore_errors=True)  # of an export that was killed
+    if recipe.run_folder.resolve() in scratch.resolve().parents and _is_abandoned(scratch):
+        shutil.rmtree(scratch)
     for path in (folder, scratch):
         if path.exists():
             raise RecipeError(
@@ -66,6 +67,8 @@ def export_model(recipe: Recipe) -> StageOutput:
     checkpoint = find_checkpoint(RunFolder(recipe.run_folder).checkpoints, recipe.export.checkpoint)
     prepared = Prepared.open(recipe.data.folder)
     scratch.mkdir(parents=True)
+    lock = os.open(scratch, os.O_RDONLY)  # held until it is closed, or this process dies
+    fcntl.flock(lock, fcntl.LOCK_EX)
     try:
         parameters, expected = _build(scratch, recipe, prepared, checkpoint)
         # The trained module is gone by now: two models at once are more memory than one needs.
@@ -74,6 +77,8 @@ def export_model(recipe: Recipe) -> StageOutput:
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
+    finally:
+        os.close(lock)
     counts = {
         "checkpoint": checkpoint.name,
         "parameters": parameters,
@@ -81,6 +86,20 @@ def export_model(recipe: Recipe) -> StageOutput:
         "seconds": round(time.monotonic() - started, 3),
     }
     return StageOutput([folder], counts)
+
+
+def _is_abandoned(scratch: Path) -> bool:
+    """Whether an export was killed there, rather than is at work or has never been."""
+    if not scratch.is_dir():
+        return False
+    folder = os.open(scratch, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(folder)
+    return True
 
 
 def load_trained(recipe: Recipe, prepared: Prepared, checkpoint: Path) -> TrainModule:

@@ -70,7 +70,11 @@ def groups(optimizer: Any) -> list[int]:
 
 @contextmanager
 def in_memory(optimizer: Any, number: int, write: bool) -> Iterator[None]:
-    """The masters and moments of a group are there in the body; `write` saves what it did."""
+    """The masters and moments of a group are there in the body; `write` saves what it did. Nothing
+    to do for one that does not lie on the disk."""
+    if number not in groups(optimizer):
+        yield
+        return
     optimizer._optimizer_states_and_gradient_swap_in(number)
     yield
     if write:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,19 +128,20 @@ def pieces(
     away = nvme.groups(engine.optimizer)
     members: dict[int, list[tuple[str, Any]]] = {number: [] for number in (IN_MEMORY, *away)}
     for name, parameter in module.named_parameters():
-        group = _group(engine, parameter) if away and parameter.requires_grad else IN_MEMORY
+        group = _place(engine, parameter)[0] if away and parameter.requires_grad else IN_MEMORY
         members[group if group in away else IN_MEMORY].append((name, parameter))
     for number, named in members.items():
-        there = nvme.in_memory(engine.optimizer, number, write)
-        with there if number in away else nullcontext():
+        with nvme.in_memory(engine.optimizer, number, write):
             found = [find(engine, name, parameter) for name, parameter in named]
             held = [piece for piece in found if piece is not None]
             yield held + buffer_pieces(module) if number == IN_MEMORY else held
 
 
-def _group(engine: Any, parameter: Any) -> int:
+def _place(engine: Any, parameter: Any) -> tuple[int, int]:
+    """The group of a parameter at stage 3, and where in it this rank's share begins."""
     optimizer = engine.optimizer
-    return int(optimizer.grad_position[optimizer.get_param_id(parameter)][0])
+    group, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    return int(group), int(offset)
 
 
 def buffer_pieces(module: nn.Module) -> list[Piece]:
@@ -202,9 +203,8 @@ def _of_share(engine: Any, name: str, parameter: Any) -> Piece | None:
         return None
     if not parameter.requires_grad:
         return Piece(name, parameter.ds_shape, start, share.data.view(-1).narrow(0, 0, size), {})
-    optimizer = engine.optimizer
-    group, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
-    flat = optimizer.fp32_partitioned_groups_flat[group]
+    group, offset = _place(engine, parameter)
+    flat = engine.optimizer.fp32_partitioned_groups_flat[group]
     state = zero_state.inner_optimizer(engine).state.get(flat, {})
     weight = flat.data.narrow(0, offset, size)
     return Piece(name, parameter.ds_shape, start, weight, state, offset)
@@ -230,10 +230,9 @@ def make_optimizer_state(engine: Any, stage: int) -> None:
         step_of_nothing(inner)
         return
     with no_rate(inner):
-        away = nvme.groups(engine.optimizer)
         for number, flat in enumerate(engine.optimizer.fp32_partitioned_groups_flat):
             there = nvme.in_memory(engine.optimizer, number, write=True)
-            with there if number in away else nullcontext(), _zero_gradients([flat]):
+            with there, _zero_gradients([flat]):
                 engine.optimizer._optimizer_step(number)
 
 

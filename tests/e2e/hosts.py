@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.commands import ROOT, environment
+from tests.pipeline.tiny import losses
 
 
 def ip(*words: str) -> None:
@@ -111,3 +112,17 @@ def finished(hosts: Hosts, logs: list[Path], limit_s: float) -> list[int]:
         assert time.monotonic() < deadline, f"still running after {limit_s:g} s\n{said}"
         time.sleep(0.2)
     return [process.returncode for process in hosts.processes]
+
+
+def wait_for_a_checkpoint(hosts: Hosts, run: Path, logs: list[Path]) -> int:
+    """The step of the first checkpoint that is whole, once training has gone on from it."""
+    deadline = time.monotonic() + 300
+    while True:
+        found = sorted(run.glob("checkpoints/global_step*/manifest.json"))
+        steps = [int(path.parent.name.removeprefix("global_step")) for path in found]
+        if steps and len(losses(run)) > min(steps):
+            return max(steps)
+        ended = [process.poll() for process in hosts.processes]
+        said = "\n".join(log.read_text() for log in logs)
+        assert all(code is None for code in ended) and time.monotonic() < deadline, said
+        time.sleep(0.2)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.commands import python
-from tests.e2e.hosts import Hosts, finished, hosts_of
+from tests.e2e.hosts import Hosts, finished, hosts_of, wait_for_a_checkpoint
 from tests.pipeline.tiny import losses, write_recipe
 
 
@@ -40,20 +39,6 @@ def test_preflight_across_hosts(hosts: Hosts, tmp_path: Path) -> None:
     logs = start_ranks(hosts, tmp_path, "-m", "pipeline", "preflight", str(recipe), "--dist")
     assert finished(hosts, logs, 300) == [0, 0], logs[0].read_text()
     assert "2 ranks met" in logs[0].read_text()
-
-
-def wait_for_a_checkpoint(hosts: Hosts, run: Path, logs: list[Path]) -> int:
-    """The step of the first checkpoint that is whole, once training has gone on from it."""
-    deadline = time.monotonic() + 300
-    while True:
-        found = sorted(run.glob("checkpoints/global_step*/manifest.json"))
-        steps = [int(path.parent.name.removeprefix("global_step")) for path in found]
-        if steps and len(losses(run)) > min(steps):
-            return max(steps)
-        ended = [process.poll() for process in hosts.processes]
-        said = "\n".join(log.read_text() for log in logs)
-        assert ended == [None, None] and time.monotonic() < deadline, said
-        time.sleep(0.2)
 
 
 def test_a_cut_cable_ends_the_run_which_goes_on_with_the_host_that_is_left(

@@ -11,12 +11,11 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.hosts import Hosts, finished, hosts_of
+from tests.e2e.hosts import Hosts, finished, hosts_of, wait_for_a_checkpoint
 from tests.pipeline.tiny import losses, metrics, write_recipe
 
 NEEDED = ("/usr/sbin/sshd", "ssh", "ssh-keygen", "pdsh")
@@ -74,11 +73,7 @@ def test_a_host_dies_and_the_others_go_on(tmp_path: Path) -> None:
     with hosts_of(3) as hosts:
         variables = start_daemons(hosts, tmp_path)
         log = launch(hosts, tmp_path, [0, 1, 2], variables, str(recipe), "watch.hang_minutes=0.3")
-        deadline = time.monotonic() + 300
-        while not (run / "checkpoints/latest").is_file() or len(losses(run)) < 12:
-            assert hosts.processes[0].poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
+        wait_for_a_checkpoint(hosts, run, [log])
         assert json.loads((run / "env.json").read_text())["world_size"] == 3
         hosts.kill(2)
         assert finished(hosts, [log], 240) != [0], log.read_text()

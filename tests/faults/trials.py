@@ -32,16 +32,17 @@ from tests.ranks import CONTEXT
 
 
 def killed(
-    scene: Scene, run: Path, dice: random.Random, moment: Callable[[], bool], within_s: float
-) -> None:
-    """A random rank, at a random time after a moment has come."""
-    attempt = scene.start(run.name)
+    scene: Scene, run: Path, dice: random.Random, moment: Callable[[], bool], within_s: float,
+    bad_at: int | None = None, undisturbed: Path | None = None,
+) -> None:  # fmt: skip
+    """A random rank, at a random time after a moment has come; then as if it had never been."""
+    attempt = scene.start(run.name, bad_at=bad_at)
     if attempt.wait_for(moment):
         sleep(dice.random() * within_s)
         attempt.kill(dice.randrange(WORLD))
     attempt.end()
-    finish(scene, run)
-    assert_same_run(run, scene.straight)
+    finish(scene, run, bad_at=bad_at)
+    assert_same_run(run, undisturbed or scene.straight)
 
 
 def killed_in_a_step(scene: Scene, run: Path, dice: random.Random) -> None:
@@ -132,14 +133,8 @@ def no_number(scene: Scene, run: Path, dice: random.Random) -> None:
         return
     undisturbed = scene.copy(f"{run.name}-undisturbed")
     finish(scene, undisturbed, bad_at=bad_at)
-    attempt = scene.start(run.name, bad_at=bad_at)
-    if attempt.wait_for(lambda: step_of(run) >= step):
-        sleep(dice.random() * 0.02)
-        attempt.kill(dice.randrange(WORLD))
-    attempt.end()
-    finish(scene, run, bad_at=bad_at)
+    killed(scene, run, dice, lambda: step_of(run) >= step, 0.02, bad_at, undisturbed)
     assert bad_at + BATCH not in [m["instances"] for m in metrics(run) if "train/loss" in m]
-    assert_same_run(run, undisturbed)
     shutil.rmtree(undisturbed)
 
 

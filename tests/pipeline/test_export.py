@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -244,6 +245,23 @@ def test_an_existing_folder_is_refused_and_untouched(run: tuple[Recipe, TrainMod
         export_model(recipe)
     assert [p.name for p in recipe.export_folder.iterdir()] == ["mine.txt"]
     assert (recipe.export_folder / "mine.txt").read_text() == "keep"
+
+
+def test_what_a_killed_export_left_goes_and_what_one_is_writing_stays(
+    run: tuple[Recipe, TrainModule],
+) -> None:
+    recipe, _ = run
+    scratch = recipe.export_folder.with_name("export.tmp")
+    scratch.mkdir()
+    (scratch / "half").write_text("")
+    at_work = os.open(scratch, os.O_RDONLY)
+    fcntl.flock(at_work, fcntl.LOCK_EX)
+    with pytest.raises(RecipeError, match="export.tmp exists, and nothing is overwritten"):
+        export_model(recipe)
+    assert (scratch / "half").exists()
+    os.close(at_work)
+    export_model(recipe)
+    assert not scratch.exists() and not (recipe.export_folder / "half").exists()
 
 
 def test_a_model_that_differs_gets_no_folder(
