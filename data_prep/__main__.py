@@ -116,6 +116,10 @@ def _keys() -> str:
 
 
 def _prepare(arguments: Any) -> None:
+    from .workers import start_server
+
+    if arguments.workers != 1:
+        start_server()  # first of all: importing what follows takes as long
     from .pool import ALL
     from .prepare import prepare
 

@@ -7,16 +7,16 @@ read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as arrow
 import pyarrow.parquet as parquet
 
+from .columns import numbers, strings, vector
 from .keys import SPLITS, document_keys, split_numbers
 from .manifest import FileRecord, write_atomic
 from .reading import Batch, ReadJob
@@ -105,39 +105,47 @@ class _SplitWriter:
 
 def _column(pieces: Sequence[Sequence[str | None] | None]) -> Any | None:
     values = [value for piece in pieces if piece is not None for value in piece]
-    return arrow.array(values, arrow.string()) if values else None
+    return strings(values) if values else None
 
 
 @dataclass(frozen=True)
 class IndexJob:
-    """The index of one shard, with what to add to its record numbers."""
+    """The indexes of the shards of one task, with what to add to their record numbers."""
 
     name: str
     source: Path
     target: Path
+    indexes: Sequence[str]
     before: int
 
 
 def plan_indexes(
-    scratch: Path, folder: Path, parts: Sequence[dict[str, Any]], before: Sequence[int]
-) -> tuple[list[IndexJob], list[dict[str, Any]]]:
-    """The tasks that finish the indexes of all parts, and the shards they belong to. `before`
-    are the lines of each part's file before its byte range."""
-    jobs, shards = [], []
-    for part, lines in zip(parts, before, strict=True):
-        for shard in part["shards"]:
-            name = Path(shard["shard"]["path"]).with_suffix(".parquet").name
-            jobs.append(IndexJob(f"index-{name}", folder / name, scratch / name, lines))
-            shards.append(shard)
-    return jobs, shards
+    scratch: Path, folder: Path, parts: Mapping[str, dict[str, Any]], before: Sequence[int]
+) -> list[IndexJob]:
+    """The tasks that finish the indexes of all parts, by name. `before` are the lines of each
+    part's file before its byte range."""
+    jobs = []
+    for (name, part), lines in zip(parts.items(), before, strict=True):
+        shards = [Path(shard["shard"]["path"]) for shard in part["shards"]]
+        indexes = [path.with_suffix(".parquet").name for path in shards]
+        jobs.append(IndexJob(f"index-{name}", folder, scratch, indexes, lines))
+    return jobs
 
 
 def index_task(job: IndexJob) -> dict[str, Any]:
-    """Write the index of one shard where it stays."""
-    if not job.before:  # the head of a file: the numbers are right as they are
-        write_atomic(job.target, job.source.read_bytes())
-        return {"index": FileRecord.of(job.target, job.target.parent).as_json(), "counts": {}}
-    table = parquet.read_table(job.source)
-    record = arrow.array(table["record"].to_numpy() + np.uint64(job.before), arrow.uint64())
+    """Write indexes where they stay."""
+    records = [
+        _place_index(job.source / name, job.target / name, job.before) for name in job.indexes
+    ]
+    return {"indexes": [record.as_json() for record in records]}
+
+
+def _place_index(source: Path, target: Path, before: int) -> FileRecord:
+    if not before:  # the head of a file: the numbers are right as they are
+        write_atomic(target, source.read_bytes())
+        return FileRecord.of(target, target.parent)
+    with parquet.ParquetFile(source) as index:
+        table = index.read()
+    record = numbers(vector(table["record"].combine_chunks()) + np.uint64(before))
     table = table.set_column(table.schema.get_field_index("record"), "record", record)
-    return {"index": write_index(table, job.target).as_json(), "counts": {}}
+    return write_index(table, target)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as arrow
 
+from .columns import binary, numbers
 from .duplicates import Dropped
 from .keys import SPLITS, mixed
 from .progress import METER
@@ -220,7 +221,7 @@ def _places(job: EncodeJob, ranks: np.ndarray) -> np.ndarray:
 def _nothing() -> Documents:
     """No documents."""
     none = np.empty(0, np.uint64)
-    empty = arrow.array([], arrow.binary())
+    empty = binary([])
     return Documents(empty, none.astype(np.uint8), none, np.empty((0, 2), np.uint64), none)
 
 
@@ -235,16 +236,16 @@ def _joined(pieces: Sequence[Documents]) -> Documents:
              for p, f in zip(pieces, found, strict=True)]
         )  # fmt: skip
 
-    def numbers(name: str) -> np.ndarray:
+    def vector(name: str) -> np.ndarray:
         return np.concatenate([getattr(piece, name) for piece in pieces])
 
     text = arrow.concat_arrays([piece.text for piece in pieces])
-    columns = (numbers(name) for name in ("split", "rank", "keys", "record"))
+    columns = (vector(name) for name in ("split", "rank", "keys", "record"))
     return Documents(text, *columns, *(column(name) for name in ("labels", "ids")))
 
 
 def _reordered(documents: Documents, order: np.ndarray) -> Documents:
-    places = arrow.array(order)
+    places = numbers(order)
     columns = (documents.labels, documents.ids)
     return Documents(
         documents.text.take(places),

@@ -23,6 +23,8 @@ import xxhash
 
 from .errors import DataError
 
+_BEGIN_BYTES = 2**22
+
 
 def write_atomic(path: Path | str, data: bytes | str) -> None:
     """Write `data` (text as UTF-8) to `path`, which is never seen half written."""
@@ -76,11 +78,12 @@ def create_new(path: Path, text: str) -> bool:
 
 class HashedFile:
     """A file that is written from front to back, hashed on its way, and never seen half written:
-    it stands beside its place until `close`."""
+    it stands beside its place until `close`, and on the disk itself from then on."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._beside = path, path.with_name(path.name + ".tmp")
         self._digest = xxhash.xxh3_128()
+        self._written = self._begun = 0
         self._stream = open(self._beside, "wb", buffering=0)
 
     def write(self, piece: bytes | memoryview) -> None:
@@ -89,6 +92,16 @@ class HashedFile:
         data = memoryview(piece)
         while data:  # an unbuffered write may take a part of what it is given
             data = data[self._stream.write(data) :]
+        self._written += len(piece)
+        if self._written - self._begun >= _BEGIN_BYTES:
+            self._begin_writeback()
+
+    def _begin_writeback(self) -> None:
+        """Have the system begin to bring what is new to the disk, so that `close` hardly waits."""
+        if hasattr(os, "posix_fadvise"):
+            new = self._begun, self._written - self._begun
+            os.posix_fadvise(self._stream.fileno(), *new, os.POSIX_FADV_DONTNEED)
+        self._begun = self._written
 
     def digest(self) -> bytes:
         """The xxh3-128 of what has been written so far."""
@@ -96,6 +109,7 @@ class HashedFile:
 
     def close(self, root: Path) -> FileRecord:
         """Put the file in place; returns its record, named relative to `root`."""
+        os.fsync(self._stream.fileno())
         self._stream.close()
         _put_in_place(self._beside, self._path)
         status, name = self._path.stat(), self._path.relative_to(root).as_posix()

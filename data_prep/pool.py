@@ -10,7 +10,6 @@ import errno
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -21,13 +20,13 @@ from typing import Any, NamedTuple
 
 from .claims import TaskFolder, beating
 from .errors import PipelineError, RecipeError, StoppedAndSaved
-from .progress import METER, Bar, worker_context
+from .progress import METER, Bar
+from .workers import stop_with_parent, worker_context
 
 _DISK_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST
 }  # fmt: skip
 _POLL_SECONDS = 0.2
-_PARENT_CHECK_SECONDS = 1.0
 
 
 class Share(NamedTuple):
@@ -63,9 +62,8 @@ class Crew:
         """The workers."""
         if self._pool is None:
             context = worker_context()
-            arguments = (os.getpid(), METER.share(context))
             self._pool = ProcessPoolExecutor(
-                self.processes, context, initializer=_start_worker, initargs=arguments
+                self.processes, context, initializer=_start_worker, initargs=(METER.share(context),)
             )
         return self._pool
 
@@ -187,14 +185,8 @@ def _attempt(folder: Path, task: Task, work: Work) -> bool:
     return True
 
 
-def _start_worker(parent: int, shared: tuple[Any, Any]) -> None:
-    """Stop with the parent, however it ended; leave Ctrl-C to it."""
+def _start_worker(shared: tuple[Any, Any]) -> None:
+    """Stop with the parent; leave Ctrl-C to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     METER.join(shared)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_PARENT_CHECK_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="parent watch").start()
+    stop_with_parent()

@@ -244,11 +244,14 @@ def _encode(
 
 def _index(plan: Plan, read: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The shards that reading has written, each with its index of documents."""
-    parts = [part for result in read for part in result["parts"].values()]
+    parts = {name: part for result in read for name, part in result["parts"].items()}
     before = [origin.lines_before for origin in _origins(plan, read)]
-    jobs, shards = plan_indexes(plan.scratch, plan.work("read"), parts, before)
-    indexes = _run(plan, "indexing", "index", jobs, index_task, lambda _: 1)
-    return [shard | index for shard, index in zip(shards, indexes, strict=True)]
+    jobs = plan_indexes(plan.scratch, plan.work("read"), parts, before)
+    done = _run(plan, "indexing", "index", jobs, index_task, lambda _: 1)
+    shards = [shard for part in parts.values() for shard in part["shards"]]
+    indexes = [index for result in done for index in result["indexes"]]
+    pairs = zip(shards, indexes, strict=True)
+    return [shard | {"index": index, "counts": {}} for shard, index in pairs]
 
 
 def _origins(plan: Plan, read: Sequence[dict[str, Any]]) -> list[PartOrigin]:

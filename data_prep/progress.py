@@ -3,7 +3,6 @@ place. Worker processes share the counters of the process that started them."""
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
 import time
 from collections.abc import Callable
@@ -105,8 +104,3 @@ class Bar:
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
         self._bar.close()
-
-
-def worker_context() -> Any:
-    """How worker processes are started: fresh, so that no lock or thread is inherited."""
-    return multiprocessing.get_context("spawn")

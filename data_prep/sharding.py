@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 
+from .columns import numbers, strings
 from .manifest import FileRecord
 from .shards import ShardWriter
 from .tokenizers import Tokenizer
@@ -30,9 +31,9 @@ class Origins:
 
     def write(self, path: Path) -> FileRecord:
         """Write the index as Parquet; its record is relative to its folder."""
-        names = arrow.array(self.files, arrow.string())
-        file = arrow.DictionaryArray.from_arrays(arrow.array(self.file, arrow.int32()), names)
-        columns = {"file": file, "record": arrow.array(self.record, arrow.uint64())}
+        names = strings(self.files)
+        file = arrow.DictionaryArray.from_arrays(numbers(self.file.astype(np.int32)), names)
+        columns = {"file": file, "record": numbers(self.record.astype(np.uint64))}
         columns |= {"label": self.labels} if self.labels is not None else {}
         columns |= {"id": self.ids} if self.ids is not None else {}
         return write_index(arrow.table(columns), path)

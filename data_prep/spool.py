@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as arrow
 
+from .columns import numbers, vector
 from .keys import SPLITS
 
 _NUMBERS = {"split": np.uint8, "rank": np.uint64, "key0": np.uint64, "key1": np.uint64,
@@ -45,19 +45,11 @@ def sorted_order(split: np.ndarray, rank: np.ndarray) -> np.ndarray:
     return order[np.argsort(split[order], kind="stable")]
 
 
-def binary(raws: Sequence[bytes]) -> Any:
-    """An Arrow array of texts."""
-    offsets = np.zeros(len(raws) + 1, np.int32)
-    np.cumsum(np.fromiter(map(len, raws), np.int64, len(raws)), out=offsets[1:])
-    buffers = [None, arrow.py_buffer(offsets), arrow.py_buffer(b"".join(raws))]
-    return arrow.Array.from_buffers(arrow.binary(), len(raws), buffers)
-
-
 def write_part(path: Path, documents: Documents) -> None:
     """Write a part; its rows are in `sorted_order`."""
     keys = np.ascontiguousarray(documents.keys.T)
-    numbers = [documents.split, documents.rank, keys[0], keys[1], documents.record]
-    columns = dict(zip(_NUMBERS, map(arrow.array, numbers), strict=True))
+    vectors = [documents.split, documents.rank, keys[0], keys[1], documents.record]
+    columns = dict(zip(_NUMBERS, map(numbers, vectors), strict=True))
     columns |= {"text": documents.text, "labels": documents.labels, "ids": documents.ids}
     batch = arrow.record_batch({name: c for name, c in columns.items() if c is not None})
     beside = path.with_name(path.name + ".tmp")
@@ -76,7 +68,7 @@ class Part:
             self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         self._batch = arrow.ipc.open_file(arrow.py_buffer(self._map)).get_batch(0)
         self.split, self.rank, key0, key1, self.record = (
-            self._batch.column(name).to_numpy(zero_copy_only=True) for name in _NUMBERS
+            vector(self._batch.column(name)) for name in _NUMBERS
         )
         self.key0, self.key1 = key0, key1
         self._edges = np.searchsorted(self.split, np.arange(len(SPLITS) + 1))
@@ -103,10 +95,10 @@ class Part:
 
     def take(self, rows: np.ndarray) -> Documents:
         """Some rows as documents."""
-        batch = self._batch.take(arrow.array(rows))
+        batch = self._batch.take(numbers(rows))
         names = batch.schema.names
         keys = np.stack([self.key0[rows], self.key1[rows]], axis=1)
         columns = [batch.column(n) if n in names else None for n in ("labels", "ids")]
         text = batch.column("text")
-        numbers = self.split[rows], self.rank[rows], keys, self.record[rows]
-        return Documents(text, *numbers, *columns)
+        vectors = self.split[rows], self.rank[rows], keys, self.record[rows]
+        return Documents(text, *vectors, *columns)

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as arrow
 
+from .columns import binary, strings
 from .keys import SPLITS, document_keys, mixed, normalised, split_numbers
 from .manifest import write_array
 from .minhash import band_hashes, bands_for, signatures, wordless
 from .reading import Batch, ReadJob
 from .recipe.data import DataConfig
-from .spool import Documents, Part, binary, sorted_order, write_part
+from .spool import Documents, Part, sorted_order, write_part
 
 PART_BYTES = 2**25  # of text
 _SIGNED_AT_ONCE = 1024  # documents
@@ -88,7 +88,7 @@ class SpoolSink:
         if twins.near:
             _write_bands(bands_path(path), raws, self._data)
         columns = (
-            arrow.array([c[place] for place in places], arrow.string()) if c else None
+            strings([c[place] for place in places]) if c else None
             for c in (self._labels, self._ids)
         )  # fmt: skip
         record = np.concatenate(self._records)[order].astype(np.uint64)

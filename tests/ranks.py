@@ -12,19 +12,28 @@ import pickle
 import socket
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from queue import Empty
 from time import monotonic
 from typing import Any
 
-CONTEXT = mp.get_context("forkserver")
-# With what they import when an engine is built: every rank would do that anew, in two seconds.
-CONTEXT.set_forkserver_preload(
-    [
-        "torch", "torch._dynamo", "torch.utils.tensorboard", "functorch.compile", "transformers",
-        "deepspeed.runtime.zero.stage3", "deepspeed.runtime.zero.muon.original_muon", "pytest",
-        "deepspeed.module_inject.auto_ep_config", "pipeline.train.start",
-    ]
-)  # fmt: skip
+# What they import when an engine is built: every rank would do that anew, in two seconds.
+_IMPORTED = [
+    "torch", "torch._dynamo", "torch.utils.tensorboard", "functorch.compile", "transformers",
+    "deepspeed.runtime.zero.stage3", "deepspeed.runtime.zero.muon.original_muon", "pytest",
+    "deepspeed.module_inject.auto_ep_config", "pipeline.train.start",
+]  # fmt: skip
+
+
+def rank_context() -> Any:
+    """The multiprocessing context of ranks. There is one fork server a process, and data
+    preparation may have started its own."""
+    context = mp.get_context("forkserver")
+    server = forkserver._forkserver  # type: ignore[attr-defined]
+    if server._preload_modules != _IMPORTED:
+        server._stop()
+        context.set_forkserver_preload(_IMPORTED)
+    return context
 
 
 def run_ranks(
@@ -32,12 +41,13 @@ def run_ranks(
 ) -> list[Any]:
     """`function(rank, *args)` on every rank; the list of results by rank."""
     os.environ["OMP_NUM_THREADS"] = "1"
+    context = rank_context()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    queue = CONTEXT.Queue()
+    queue = context.Queue()
     ranks = [
-        CONTEXT.Process(target=_rank, args=(queue, rank, world, port, function, args))
+        context.Process(target=_rank, args=(queue, rank, world, port, function, args))
         for rank in range(world)
     ]
     for process in ranks:

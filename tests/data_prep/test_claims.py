@@ -166,6 +166,25 @@ def test_who_was_taken_over_breaks_nothing_by_going_on(tmp_path: Path, write: st
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_hashed_file_is_on_the_disk_before_it_is_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it is: a task that is done stays done after a power cut too."""
+    seen = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (seen.append(os.fstat(fd).st_size), sync(fd)))
+    monkeypatch.setattr(os, "replace", lambda *where: (seen.append("placed"), replace(*where)))
+    piece = bytes(range(256)) * 2**14  # as much as is begun to be written at a time
+    file = HashedFile(tmp_path / "a")
+    for _ in range(3):
+        file.write(piece)
+    file.write(b"end")
+    record = file.close(tmp_path)
+    assert seen == [3 * len(piece) + 3, "placed"]
+    assert (tmp_path / "a").read_bytes() == 3 * piece + b"end"
+    assert record.problem(tmp_path, verify=True) is None
+
+
 def test_what_a_process_leaves_that_died_while_it_claimed(phase: TaskFolder) -> None:
     """A claim is written beside its place first; nobody deletes what a killed process left."""
     code = (

@@ -183,9 +183,9 @@ def test_kills_at_random(
     assert code == 0, said
     chance = random.Random(seed)
     expected = contents("alone")
-    tasks = len(expected["manifest.json"]["inputs"]) + sum(
-        len(split["shards"]) for split in expected["manifest.json"]["splits"].values()
-    )
+    inputs, splits = (expected["manifest.json"][name] for name in ("inputs", "splits"))
+    shards = sum(len(split["shards"]) for split in splits.values())
+    tasks = len(inputs) * 2 if "data.order=source" in data else len(inputs) + shards
     orphans, tries = [], 5
     for number in range(tries):
         orphans += killed_after(chance.randrange(tasks * number // tries, tasks), chance, *command)

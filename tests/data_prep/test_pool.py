@@ -262,3 +262,15 @@ def test_two_recipes_that_begin_at_once(
     run("first", [])
     assert refused == (["second"] if late else ["first"])
     assert_same(contents("prepared"), contents("first-alone" if late else "second-alone"))
+
+
+def test_workers_begin_with_what_they_need_and_nothing_else() -> None:
+    code = (
+        "from data_prep.workers import start_server; start_server()\n"
+        "from data_prep.pool import Crew\n"
+        "with Crew(2) as crew:\n"
+        "    there = \"'data_prep.encoding' in __import__('sys').modules\"\n"
+        "    threads = \"len(__import__('threading').enumerate())\"\n"
+        "    print(*(crew.pool().submit(eval, what).result() for what in (there, threads)))"
+    )
+    assert run("-c", code) == (0, "True 2\n")  # the second thread watches the parent

@@ -21,7 +21,7 @@ from pipeline.train.launcher import Launchers
 from pipeline.train.stop import STOP, StopRequest
 from pipeline.train.watchdog import Watchdog, read_heart
 from tests.pipeline.tiny import write_recipe
-from tests.ranks import CONTEXT
+from tests.ranks import rank_context
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,7 +64,7 @@ def test_a_rank_that_stands_still_ends_the_others_and_is_named(tmp_path: Path, f
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     ranks = [
-        CONTEXT.Process(
+        rank_context().Process(
             target=rank_that_may_stand_still,
             args=(rank, 2, port, recipe, str(tmp_path / "errors"), fault),
         )

@@ -23,7 +23,7 @@ from pipeline.train.checkpoint import find_checkpoint
 from pipeline.train.piece_files import SavedPieces
 from tests.distributed.training import plant_in_every_run
 from tests.pipeline.tiny import losses, metrics
-from tests.ranks import CONTEXT
+from tests.ranks import rank_context
 
 LIMIT_S = 300.0
 _GRACE_S = 20.0  # for the others to notice that one is gone
@@ -43,7 +43,7 @@ class Attempt:
         self._run = run
         self._log = run.with_name(f"{run.name}.log")  # beside it: the run's disk may be full
         where = (world, port, str(recipe), overrides, str(self._log), bad_at)
-        self._ranks = [CONTEXT.Process(target=_rank, args=(r, *where)) for r in range(world)]
+        self._ranks = [rank_context().Process(target=_rank, args=(r, *where)) for r in range(world)]
         for process in self._ranks:
             process.start()
 

@@ -28,7 +28,7 @@ from tests.faults.disks import ON_A_DISK_OF_ITS_OWN, can_mount, full_disk, read_
 from tests.faults.driver import assert_same_run, saving, step_of
 from tests.faults.scene import BATCH, CUT, STEPS, WORLD, Scene, finish
 from tests.pipeline.tiny import losses, metrics
-from tests.ranks import CONTEXT
+from tests.ranks import rank_context
 
 
 def killed(
@@ -165,7 +165,7 @@ def _export(scene: Scene, run: Path, *overrides: str) -> bool:
 
 def _start_export(scene: Scene, run: Path, *overrides: str) -> Any:
     mine = [f"run.name={run.name}", *scene.fixed, *overrides]
-    process = CONTEXT.Process(target=_export_model, args=(str(scene.recipe), mine))
+    process = rank_context().Process(target=_export_model, args=(str(scene.recipe), mine))
     process.start()
     return process
 
