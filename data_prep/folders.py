@@ -19,7 +19,7 @@ from typing import Any
 
 from .claims import Claim, TaskFolder, beating
 from .errors import DataError, RecipeError
-from .manifest import create_new, read_manifest
+from .manifest import create_new, read_manifest, sync_file
 
 PLAN = "plan.json"
 WORK = "work"
@@ -60,6 +60,7 @@ def open_scratch(scratch: Path, plan: dict[str, Any], me: Claim) -> None:
     path = scratch / PLAN
     while True:
         if create_new(path, json.dumps(plan, ensure_ascii=False)):
+            sync_file(path)
             return
         if (found := _read_plan(path)) == plan:
             return

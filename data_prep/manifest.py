@@ -53,6 +53,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
     np.save(content, array)
     beside = path.with_name(path.name + ".tmp")
     beside.write_bytes(content.getbuffer())
+    sync_file(beside)
     _put_in_place(beside, path)
 
 

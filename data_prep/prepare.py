@@ -173,7 +173,8 @@ def _index_leaks(plan: Plan) -> None:
         config = plan.data.leaks
         texts = evaluation_texts(plan.data)
         index = LeakIndex.build(texts, config.ngram, config.shortest)
-        index.save(plan.work("leaks") / "index.npz")
+        index.save(path := plan.work("leaks") / "index.npz")
+        sync_file(path)
         return {name: asdict(size) for name, size in index.sets.items()}
 
     _once(plan, "leaks", build)
@@ -218,7 +219,9 @@ def _make_tokenizer(plan: Plan, sample_of: Callable[[float], Iterable[str]]) -> 
         config, began = plan.tokenizer, time.monotonic()
         sample = list(sample_of(getattr(config, "sample_megabytes", _REPORTED_MEGABYTES)))
         tokenizer = train_tokenizer(config, sample)
-        tokenizer.save(plan.scratch / "tokenizer")
+        tokenizer.save(folder := plan.scratch / "tokenizer")
+        for path in folder.iterdir():
+            sync_file(path)
         report = round_trip_report(tokenizer, sample[:_REPORTED_TEXTS])
         size = sum(len(text.encode()) for text in sample)
         seconds = round(time.monotonic() - began, 3)

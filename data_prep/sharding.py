@@ -12,7 +12,7 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 
 from .columns import numbers, strings
-from .manifest import FileRecord
+from .manifest import FileRecord, sync_file
 from .shards import ShardWriter
 from .tokenizers import Tokenizer
 
@@ -47,6 +47,7 @@ def write_index(table: Any, path: Path) -> FileRecord:
     parquet.write_table(
         table, beside, compression="zstd", use_dictionary=repeated, column_encoding=encoding
     )
+    sync_file(beside)
     beside.replace(path)
     return FileRecord.of(path, path.parent)
 

@@ -18,6 +18,7 @@ import pyarrow as arrow
 
 from .columns import numbers, vector
 from .keys import SPLITS
+from .manifest import sync_file
 
 _NUMBERS = {"split": np.uint8, "rank": np.uint64, "key0": np.uint64, "key1": np.uint64,
             "record": np.uint64}  # fmt: skip
@@ -56,6 +57,7 @@ def write_part(path: Path, documents: Documents) -> None:
     with arrow.OSFile(str(beside), "wb") as stream:
         with arrow.ipc.new_file(stream, batch.schema) as writer:
             writer.write_batch(batch)
+    sync_file(beside)
     os.replace(beside, path)
 
 

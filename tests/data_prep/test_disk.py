@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 from conftest import PREPARE, assert_same, contents, run, sample_texts
 
+import data_prep.prepare as stage
+from data_prep.claims import Claim, TaskFolder
+from data_prep.errors import RecipeError
 from data_prep.shards import Prepared
 
 BPE = "tokenizer={kind: bpe, vocab_size: 300}"
@@ -112,9 +115,6 @@ def test_a_place_that_is_no_folder(recipe: Path) -> None:
 
 def test_a_disk_that_fills_up_in_one_process(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A notebook, say: the process that met the full disk tries again, and goes on."""
-    from data_prep import prepare as stage
-    from data_prep.claims import TaskFolder
-    from data_prep.errors import RecipeError
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device", "x")
@@ -130,3 +130,22 @@ def test_a_disk_that_fills_up_in_one_process(recipe: Path, monkeypatch: pytest.M
     stage.prepare("recipe.yaml")
     stage.prepare("recipe.yaml", ["data.folder=alone"])
     assert_same(contents("prepared"), contents("alone"))
+
+
+@pytest.mark.parametrize("variant", ["shuffled", "in source order"])
+def test_what_is_done_is_on_the_disk(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, variant: str
+) -> None:
+    """When a task is marked as done, a power cut can take nothing of it any more."""
+    synced, sync, finish = set(), os.fsync, TaskFolder.finish
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.add(os.fstat(fd).st_ino), sync(fd))[1])
+
+    def checked(phase: TaskFolder, claim: Claim, result: dict[str, Any]) -> bool:
+        made = [path for path in Path("prepared.tmp").rglob("*") if path.is_file()]
+        made = [path for path in made if ".claim-" not in path.name]
+        assert [str(path) for path in made if path.stat().st_ino not in synced] == []
+        return finish(phase, claim, result)
+
+    monkeypatch.setattr(TaskFolder, "finish", checked)
+    leaks = ["data.leaks.sets={held: {kind: jsonl, path: corpus.jsonl, text_field: text}}"]
+    stage.prepare("recipe.yaml", [*VARIANTS[variant], *leaks], workers=1)
