@@ -112,7 +112,8 @@ class DeepSpeedEngine:
             config["gradient_clipping"] = 0.0
         if config["fp16"]["enabled"] and not get_accelerator().is_fp16_supported():
             raise RecipeError(
-                "precision fp16 needs a GPU, but none was found: use precision.dtype=fp32 or bf16"
+                "precision fp16 needs a GPU or a processor that computes in fp16, and neither was "
+                "found: use precision.dtype=fp32 or bf16"
             )
         with _no_hidden_first_step(optimizer):
             self._ds, *_ = deepspeed.initialize(
