@@ -21,7 +21,7 @@ from data_prep.shards import Prepared
 from data_prep.tokenizers import load_tokenizer
 from pipeline.export import hf
 from pipeline.export.card import hub_licence
-from pipeline.export.hf import export_model
+from pipeline.export.hf import export_model, log_prob_difference
 from pipeline.export.register import register_models
 from pipeline.export.weights import read_weights
 from pipeline.heads.factored import FactoredHead
@@ -84,6 +84,18 @@ def make_checkpoint(recipe: Recipe, seed: int = 99) -> TrainModule:
 def run(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Recipe, TrainModule]:
     recipe = load_recipe(write_recipe(tmp_path, request.param))
     return recipe, make_checkpoint(recipe)
+
+
+def test_a_large_vocabulary_is_no_difference() -> None:
+    """Words so rare that an fp32 sum, which stands at 1 by then, does not notice them."""
+    scores = torch.full((1, 3, 400_000), -18.0)
+    scores[:, :, :40] = 0.0
+    log_probs = scores.double().log_softmax(dim=-1).float()
+    assert (log_probs.log_softmax(dim=-1) - log_probs).abs().max() > 1e-4
+    assert log_prob_difference(scores, log_probs) < 2e-6
+    other = scores.clone()
+    other[0, 1, 7] += 1e-3
+    assert log_prob_difference(other, log_probs) == pytest.approx(1e-3, rel=0.05)
 
 
 def trained_log_probs(module: TrainModule, ids: torch.Tensor) -> torch.Tensor:
