@@ -8,6 +8,7 @@ python -m data_prep inspect FOLDER                   verify and show a prepared 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from pathlib import Path
@@ -118,7 +119,7 @@ def _keys() -> str:
 def _prepare(arguments: Any) -> None:
     from .workers import start_server
 
-    if arguments.workers != 1:
+    if (arguments.workers or os.cpu_count()) != 1:
         start_server()  # first of all: importing what follows takes as long
     from .pool import ALL
     from .prepare import prepare

@@ -149,3 +149,5 @@ def test_what_is_done_is_on_the_disk(
     monkeypatch.setattr(TaskFolder, "finish", checked)
     leaks = ["data.leaks.sets={held: {kind: jsonl, path: corpus.jsonl, text_field: text}}"]
     stage.prepare("recipe.yaml", [*VARIANTS[variant], *leaks], workers=1)
+    whole = [path for path in Path("prepared").rglob("*") if path.is_file()]
+    assert whole and [str(path) for path in whole if path.stat().st_ino not in synced] == []
