@@ -62,8 +62,9 @@ class Crew:
         """The workers."""
         if self._pool is None:
             context = worker_context()
+            shared = METER.share(context, self.processes)
             self._pool = ProcessPoolExecutor(
-                self.processes, context, initializer=_start_worker, initargs=(METER.share(context),)
+                self.processes, context, initializer=_start_worker, initargs=(shared,)
             )
         return self._pool
 
@@ -185,7 +186,7 @@ def _attempt(folder: Path, task: Task, work: Work) -> bool:
     return True
 
 
-def _start_worker(shared: tuple[Any, Any]) -> None:
+def _start_worker(shared: Any) -> None:
     """Stop with the parent; leave Ctrl-C to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     METER.join(shared)

@@ -1,12 +1,12 @@
 """Progress of long work: bytes and documents, counted wherever they are handled, shown in one
-place. Worker processes share the counters of the process that started them."""
+place. Each worker process counts in memory that the process which started it reads."""
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing.sharedctypes import Synchronized
 from types import TracebackType
 from typing import Any
 
@@ -23,39 +23,42 @@ class Meter:
         self.bytes = 0
         self.documents = 0
         self.on_change: Callable[[], None] | None = None
-        self._shared: tuple[Synchronized[int], Synchronized[int]] | None = None
+        self._of_workers: Any = None  # of each the bytes, then of each the documents
+        self._place: int | None = None  # of this process among them
 
     def add(self, count: int = 0, documents: int = 0) -> None:
         """Count bytes of input and documents."""
-        if self._shared is None:
-            self.bytes += count
-            self.documents += documents
-        else:
-            for shared, amount in zip(self._shared, (count, documents), strict=True):
-                with shared.get_lock():
-                    shared.value += amount
+        self.bytes += count
+        self.documents += documents
+        if self._place is not None:
+            self._of_workers[0][self._place] = self.bytes
+            self._of_workers[1][self._place] = self.documents
         if self.on_change is not None:
             self.on_change()
 
-    def share(self, context: Any) -> tuple[Any, Any]:
-        """Counters to hand to worker processes of a multiprocessing context."""
-        self._shared = context.Value("q", self.bytes), context.Value("q", self.documents)
-        return self._shared
+    def share(self, context: Any, workers: int) -> Any:
+        """What to hand to the workers, processes of a multiprocessing context. Each has a place of
+        its own, so that no lock is needed: a worker that is killed would hold one for ever."""
+        self._of_workers = tuple(context.RawArray("q", workers) for _ in range(2))
+        return self._of_workers
 
-    def join(self, shared: tuple[Any, Any]) -> None:
+    def join(self, shared: Any) -> None:
         """In a worker: count where the parent reads."""
-        self._shared = shared
+        self._of_workers = shared
+        # Processes are numbered as they are started, and a pool starts no more than it has.
+        self._place = multiprocessing.current_process()._identity[-1] % len(shared[0])
 
     def read(self) -> tuple[int, int]:
         """Bytes and documents so far."""
-        if self._shared is None:
+        if self._of_workers is None:
             return self.bytes, self.documents
-        return self._shared[0].value, self._shared[1].value
+        counts, documents = self._of_workers
+        return self.bytes + sum(counts), self.documents + sum(documents)
 
     def part(self) -> None:
         """Count alone again: the workers are gone."""
         self.bytes, self.documents = self.read()
-        self._shared = None
+        self._of_workers = None
 
 
 METER = Meter()

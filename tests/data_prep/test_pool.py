@@ -4,8 +4,10 @@ import errno
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import data_prep.prepare as stage
 from data_prep.claims import TaskFolder
 from data_prep.errors import DataError, PipelineError, RecipeError, StoppedAndSaved
 from data_prep.pool import ALL, Crew, Share, Task, disk_errors, run_tasks
+from data_prep.progress import METER
 
 # What one task does is a line of a log that all processes append to.
 Job = tuple[str, str]  # the log, and what to do
@@ -116,6 +119,35 @@ def test_a_worker_that_is_killed(do: Run, log: Path) -> None:
         do(names, 2)
     assert do(names, 2) == [{"did": name} for name in names]
     assert all(lines(log).count(name) <= 2 for name in names)
+
+
+def count(times: int) -> None:
+    for _ in range(times):
+        METER.add(3, documents=1)
+
+
+def count_until_killed() -> None:
+    threading.Thread(target=count, args=[10**9], daemon=True).start()
+    time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def count_in_workers() -> None:
+    """What a process of its own does: workers end in the middle of counting, others do not."""
+    for _ in range(6):
+        with pytest.raises(BrokenProcessPool), Crew(2) as crew:
+            crew.pool().submit(count_until_killed).result()
+    before = METER.read()
+    with Crew(3) as crew:
+        list(crew.pool().map(count, [1000] * 9))
+        assert METER.read() == (before[0] + 27000, before[1] + 9000)
+    count(1)
+    assert METER.read() == (before[0] + 27003, before[1] + 9001)
+
+
+def test_what_workers_count() -> None:
+    """One that is killed while it counts takes nothing with it that others wait for."""
+    assert run("-c", "import test_pool; test_pool.count_in_workers()") == (0, "")
 
 
 @pytest.mark.parametrize("processes", [1, 2])
