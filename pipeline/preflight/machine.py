@@ -1,4 +1,5 @@
-"""What the machine must have: versions, compilers, devices, and no lock of a killed build."""
+"""What the machine must have: versions, compilers, devices, what the engine asks of them, and no
+lock of a killed build."""
 
 from __future__ import annotations
 
@@ -16,6 +17,8 @@ from packaging.requirements import Requirement
 from data_prep.errors import RecipeError
 from pipeline.recipe import Recipe
 from pipeline.recipe.deepspeed import read_template, template_path
+from pipeline.train.engine import check_machine
+from pipeline.train.start import engine_config, run_dtype
 
 _REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
 _SHOWN = ("torch", "deepspeed", "transformers")
@@ -77,6 +80,15 @@ def devices() -> str:
     names = sorted({torch.cuda.get_device_name(index) for index in range(count)})
     nccl = ".".join(map(str, torch.cuda.nccl.version()))
     return f"{count} x {', '.join(names)}, NCCL {nccl}"
+
+
+def engine(recipe: Recipe, world_size: int) -> str:
+    """What the engine is told to do, on so many devices like those of this machine."""
+    dtype = run_dtype(recipe)
+    config = engine_config(recipe, world_size, dtype)
+    if config is not None:
+        check_machine(config)
+    return f"{recipe.engine.label}, {dtype}"
 
 
 def locks() -> str:

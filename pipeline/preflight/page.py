@@ -45,6 +45,7 @@ def preflight(recipe: Recipe, *, dist: bool = False) -> None:
             "recipe and DeepSpeed JSON": lambda: (
                 f"{parameter_count(module()) / 1e6:.2f} M parameters on {devices} device(s)"
             ),
+            "engine": lambda: machine.engine(recipe, devices),
             "prepared data": lambda: inputs.data(recipe),
             "evaluation files": lambda: inputs.evaluation_files(recipe),
             "run folder": lambda: room.writable(recipe),
@@ -75,19 +76,20 @@ def quick(recipe: Recipe) -> None:
 
 
 def _tell(checks: Mapping[str, Callable[[], str]], what: str, *, silent: bool = False) -> None:
-    failures: list[PipelineError] = []
+    failures: dict[str, PipelineError] = {}
     for name, check in checks.items():
         try:
             found = check()
             if not silent:
                 print(f"✓ {name}: {found}", flush=True)
         except PipelineError as error:
-            # A model that cannot be built fails more than one check.
-            if _speaks(str(error)) and str(error) not in map(str, failures):
+            # A model that cannot be built, or data that is missing, fails more than one check.
+            if _speaks(str(error)) and str(error) not in failures:
                 print(f"✗ {name}: {error}", file=sys.stderr, flush=True)
-            failures.append(error)
+            failures[str(error)] = error
     if failures:
-        kind = DataError if all(isinstance(f, DataError) for f in failures) else RecipeError
+        refused = all(isinstance(failure, DataError) for failure in failures.values())
+        kind = DataError if refused else RecipeError
         raise kind(f"{what} found {len(failures)} problem(s), see above")
 
 

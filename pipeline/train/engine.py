@@ -78,9 +78,14 @@ def check_config(config: dict[str, Any], where: Path) -> None:
 
 
 def check_machine(config: dict[str, Any]) -> None:
-    """RecipeError for what a template asks and DeepSpeed cannot do on this machine."""
+    """RecipeError for what a configuration asks and DeepSpeed cannot do on this machine."""
     zero = config["zero_optimization"]
     nvme.check_disk(zero)
+    if config["fp16"]["enabled"] and not get_accelerator().is_fp16_supported():
+        raise RecipeError(
+            "precision fp16 needs a GPU or a processor that computes in fp16, and neither was "
+            "found: use precision.dtype=fp32 or bf16"
+        )
     if zero.get("zero_quantized_weights") and get_accelerator().device_name() == "cpu":
         raise RecipeError(
             "zero_optimization.zero_quantized_weights: DeepSpeed quantises on GPUs only, and none "
@@ -110,11 +115,6 @@ class DeepSpeedEngine:
         config = dict(config)
         if self._owns_clipping:
             config["gradient_clipping"] = 0.0
-        if config["fp16"]["enabled"] and not get_accelerator().is_fp16_supported():
-            raise RecipeError(
-                "precision fp16 needs a GPU or a processor that computes in fp16, and neither was "
-                "found: use precision.dtype=fp32 or bf16"
-            )
         with _no_hidden_first_step(optimizer):
             self._ds, *_ = deepspeed.initialize(
                 model=module, optimizer=optimizer, config=config, dist_init_required=False

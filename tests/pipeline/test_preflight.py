@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
 
 from data_prep.errors import DataError, PipelineError, RecipeError
 from pipeline.__main__ import parse
@@ -31,7 +32,7 @@ def recipe(path: Path) -> Recipe:
 def test_all_ticks(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     preflight(recipe)
     said = capsys.readouterr()
-    assert said.out.count("✓") == 12 and "✗" not in said.err
+    assert said.out.count("✓") == 13 and "✗" not in said.err
     assert "✓ a micro-batch: loss 5." in said.out
     quick(recipe)
     assert capsys.readouterr().out == ""
@@ -42,11 +43,12 @@ def test_every_cross_is_named_and_all_are_found(
 ) -> None:
     missing = [f"eval.last_word={{x: {{path: {tmp_path}/none.jsonl, text_field: text}}}}"]
     recipe = load_recipe(path, [*missing, f"data.folder={tmp_path / 'none'}"])
-    with pytest.raises(RecipeError, match="found 3 problem"):
+    with pytest.raises(RecipeError, match="found 2 problem"):
         preflight(recipe)
     said = capsys.readouterr()
-    for name in ("prepared data", "evaluation files", "a micro-batch"):
-        assert f"✗ {name}: " in said.err or name == "a micro-batch", said.err
+    for name in ("prepared data", "evaluation files"):
+        assert f"✗ {name}: " in said.err, said.err
+    assert said.err.count("✗") == 2  # a micro-batch lacks the data that has been told of
     assert "✓ memory" in said.out
     with pytest.raises(RecipeError, match="the check before training found 1"):
         quick(recipe)
@@ -78,6 +80,18 @@ def test_a_compiler_is_asked_for_only_where_it_is_needed(
     offload = load_recipe(path, ["engine.template=ds_configs/zero2_offload.json"])
     with pytest.raises(RecipeError, match="no C.. compiler was found, but offloading"):
         machine.compilers(offload)
+
+
+def test_what_the_engine_cannot_do_here(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(get_accelerator()), "is_fp16_supported", lambda self: False)
+    assert machine.engine(load_recipe(path), 1).endswith(", fp32")
+    half = load_recipe(path, ["precision.dtype=fp16"])
+    with pytest.raises(RecipeError, match="fp16 needs a GPU or a processor"):
+        machine.engine(half, 1)
+    with pytest.raises(RecipeError, match="found 1 problem"):
+        preflight(half)
 
 
 def test_stale_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
