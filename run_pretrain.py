@@ -15,9 +15,9 @@ import argparse
 import os
 import sys
 
+from data_prep.arguments import DiscreetParser
 from data_prep.errors import run_main
 from data_prep.manifest import write_atomic
-from data_prep.secrets import DiscreetParser
 from pipeline.environment import EXIT_CODE_FILE, prepare_environment
 
 
@@ -41,7 +41,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--local_rank", type=int, help=argparse.SUPPRESS
     )  # the deepspeed launcher's
-    return parser.parse_intermixed_args(argv)
+    return parser.parse_mixed(argv)
 
 
 def main(argv: list[str]) -> None:

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .arguments import DiscreetParser
 from .errors import RecipeError, run_main
-from .secrets import DiscreetParser
 
 _EXIT_CODES = """exit codes:
   0 finished    2 the recipe or the output folder refuses    3 the data refuses
@@ -27,18 +27,11 @@ Run it at the same time on several hosts that share the folder: they share the t
 def main(argv: list[str]) -> None:
     """Parse `argv` and run its command."""
     parser = _parser("-h" in argv or "--help" in argv)
-    # An override may stand behind an option, where argparse no longer expects it.
-    arguments, rest = parser.parse_known_args(argv)
-    if not all("=" in word and not word.startswith("-") for word in rest) or (
-        rest and not hasattr(arguments, "overrides")
-    ):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        arguments.overrides = [*arguments.overrides, *rest]
+    arguments = parser.parse_mixed(argv)
     arguments.run(arguments)
 
 
-def _parser(with_keys: bool) -> argparse.ArgumentParser:
+def _parser(with_keys: bool) -> DiscreetParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = DiscreetParser(
         "python -m data_prep",

@@ -7,11 +7,10 @@ keys, credentials in addresses, and the values of this process's own secret vari
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 BLOT = "[redacted]"
 
@@ -70,10 +69,3 @@ def _own_secrets() -> Iterator[str]:
     for name, value in os.environ.items():
         if _VARIABLE.search(name.upper()) and len(value) >= 12 and not os.path.exists(value):
             yield value
-
-
-class DiscreetParser(argparse.ArgumentParser):
-    """A parser whose complaints do not repeat secrets that stand on the command line."""
-
-    def error(self, message: str) -> NoReturn:
-        super().error(redact(message))

@@ -20,7 +20,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from data_prep.secrets import DiscreetParser
+from data_prep.arguments import DiscreetParser
 from pipeline.recipe.tasks import TaskName
 
 _STAGES = {
@@ -85,7 +85,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     _score(commands)
     commands.add_parser("keys", help="explain every recipe key with type, unit and default")
-    return parser.parse_args(argv)
+    return parser.parse_mixed(argv)
 
 
 def _side_by_side(commands: argparse._SubParsersAction) -> None:

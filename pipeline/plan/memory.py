@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,11 +14,13 @@ from pipeline.models.build import build_backbone, parameter_count
 from pipeline.models.mlstm.cell import RECOMPUTED_STEPS
 from pipeline.models.transformer import transformer_config
 from pipeline.recipe import Recipe
+from pipeline.recipe.deepspeed import offloaded
 from pipeline.recipe.head import SampledHeadConfig, SoftmaxHeadConfig
 from pipeline.recipe.model import MLSTMConfig, TransformerConfig
 from pipeline.train.module import TrainModule
 
 _LOOK_TOKENS = 256
+_GIB = 2**30
 
 
 def meta_module(recipe: Recipe) -> TrainModule:
@@ -29,10 +31,29 @@ def meta_module(recipe: Recipe) -> TrainModule:
         return TrainModule(backbone, build_head(recipe, backbone))
 
 
-def memory_of(recipe: Recipe, module: TrainModule, devices: int, dtype: str) -> dict[str, float]:
-    """Bytes of a device by what they are for; `module` may be without memory.
+class Memory(NamedTuple):
+    """Bytes of one device by what they are for, and its share of what the template offloads."""
 
-    The optimizer's part holds fp32 masters beside both moments, except at fp32 and stage 0.
+    device: dict[str, float]
+    host: dict[str, float]
+    disk: dict[str, float]
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        device = self.device | {"together": sum(self.device.values())}
+        places = {"": device, ", on the host": self.host, ", on its disk": self.disk}
+        return [
+            f"{name:<12} {size / _GIB:8.3f} GiB per device{place}"
+            for place, rows in places.items()
+            for name, size in rows.items()
+        ]
+
+
+def memory_of(recipe: Recipe, module: TrainModule, devices: int, dtype: str) -> Memory:
+    """The estimate for one of so many devices; `module` may be without memory.
+
+    The optimizer's part holds fp32 masters beside both moments, except at fp32 and stage 0. Where
+    it is offloaded, ZeRO 2 and 3 keep its gradients beside it, in fp32.
     """
     parameters, stage = parameter_count(module), recipe.engine.zero_stage
     width = 4 if dtype == "fp32" else 2
@@ -50,7 +71,16 @@ def memory_of(recipe: Recipe, module: TrainModule, devices: int, dtype: str) -> 
         rows["buckets"] = parameters * (width + masters)
     if recipe.optim.sam_rho:
         rows["climb"] = parameters * 8  # its direction, and the weights that it comes back to
-    return rows
+    found = Memory(rows, {}, {})
+    where = {"cpu": found.host, "nvme": found.disk}
+    places = offloaded(recipe)
+    if place := places.get("optimizer"):
+        where[place]["optimizer"] = rows.pop("optimizer")
+        if stage >= 2:
+            where[place]["gradients"] = rows.pop("gradients") * 4 / width
+    if place := places.get("param"):
+        where[place]["weights"] = rows.pop("weights")
+    return found
 
 
 def _logits(recipe: Recipe, module: TrainModule) -> float:

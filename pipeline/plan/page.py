@@ -9,8 +9,6 @@ from pipeline.recipe import Recipe
 from pipeline.recipe.sparsity import MixedConfig
 from pipeline.sparsity.design import design
 
-_GIB = 2**30
-
 
 def plan(recipe: Recipe, machine: Machine) -> str:
     """Memory, time, traffic and money of a recipe. RecipeError where it does not divide."""
@@ -37,10 +35,7 @@ def plan(recipe: Recipe, machine: Machine) -> str:
     if isinstance(recipe.sparsity, MixedConfig):
         found = design(recipe.sparsity, module.backbone, module.head, batch.window_tokens)
         lines.append(f"sparsity       {found.summary()}")
-    lines += [
-        f"memory         {name:<12}{size / _GIB:9.3f} GiB per device"
-        for name, size in [*memory.items(), ("together", sum(memory.values()))]
-    ]
+    lines += [f"memory         {line}" for line in memory.lines()]
     lines += _cost_lines(machine, cost)
     return "\n".join(lines)
 

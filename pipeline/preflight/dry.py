@@ -14,8 +14,6 @@ from pipeline.train.loggers import check_loggers
 from pipeline.train.module import TrainModule
 from pipeline.train.start import engine_config, run_dtype
 
-_GIB = 2**30
-
 
 def valid_module(recipe: Recipe, world_size: int) -> TrainModule:
     """The model on the meta device, once recipe and DeepSpeed JSON are seen to be valid for so
@@ -50,5 +48,5 @@ def dry_run(recipe: Recipe) -> None:
     if isinstance(recipe.sparsity, MixedConfig):
         found = design(recipe.sparsity, module.backbone, module.head, batch.window_tokens)
         print(f"sparsity         {found.summary()}")
-    for name, size in memory_of(recipe, module, world_size, dtype).items():
-        print(f"memory           {name:<12} {size / _GIB:8.3f} GiB per device")
+    for line in memory_of(recipe, module, world_size, dtype).lines():
+        print(f"memory           {line}")

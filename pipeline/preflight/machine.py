@@ -9,14 +9,13 @@ import platform
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from packaging.requirements import Requirement
 
 from data_prep.errors import RecipeError
 from pipeline.recipe import Recipe
-from pipeline.recipe.deepspeed import read_template, template_path
+from pipeline.recipe.deepspeed import offloaded
 from pipeline.train.engine import check_machine
 from pipeline.train.start import engine_config, run_dtype
 
@@ -52,7 +51,7 @@ def compilers(recipe: Recipe) -> str:
     """A C++ compiler where something will be compiled; nothing is asked for elsewhere."""
     reasons = {
         "engine.compile": recipe.engine.compile,
-        "offloading builds DeepSpeed's processor optimizer": _offloads(recipe),
+        "offloading builds DeepSpeed's processor optimizer": "optimizer" in offloaded(recipe),
         "GPU kernels are built by Triton": torch.cuda.is_available(),
     }
     needed = [reason for reason, holds in reasons.items() if holds]
@@ -63,11 +62,6 @@ def compilers(recipe: Recipe) -> str:
     if compiler is None:
         raise RecipeError(f"no C++ compiler was found, but {needed[0]}: install g++, or set CXX")
     return f"{compiler} ({needed[0]})"
-
-
-def _offloads(recipe: Recipe) -> bool:
-    zero: Any = read_template(template_path(recipe)).get("zero_optimization", {})
-    return isinstance(zero, dict) and "offload_optimizer" in zero
 
 
 def devices() -> str:

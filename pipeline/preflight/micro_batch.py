@@ -10,7 +10,8 @@ import torch
 from data_prep.errors import Diverged, RecipeError
 from data_prep.shards import Prepared
 from pipeline.data.loader import micro_batch
-from pipeline.preflight.room import GIB, free_memory, memory_need
+from pipeline.plan.memory import memory_of
+from pipeline.preflight.room import GIB, free_memory
 from pipeline.recipe import Recipe
 from pipeline.train.module import TrainModule, build_module
 from pipeline.train.start import run_dtype
@@ -25,8 +26,8 @@ def one_micro_batch(recipe: Recipe, module: TrainModule) -> str:
     out. `module` has no memory. RecipeError when it fails, Diverged when its loss is no number."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch = recipe.batch
-    # On one device alone, whatever ZeRO would share with others; without the optimizer.
-    need = memory_need(recipe, module, 1)
+    # On one device alone, whatever ZeRO would share with others or offload; without the optimizer.
+    need = sum(sum(place.values()) for place in memory_of(recipe, module, 1, run_dtype(recipe)))
     if need > free_memory()[0]:
         return f"does not fit here alone ({need / GIB:.1f} GiB): the model was built without memory"
     forward = module.backbone.flops(batch.window_tokens).total + module.head.dense_flops()

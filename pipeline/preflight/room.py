@@ -57,29 +57,41 @@ def _existing(path: Path) -> Path:
 
 
 def memory(recipe: Recipe, module: TrainModule, devices: int) -> str:
-    """The estimate of `plan` against what a device of this machine has free."""
-    need = memory_need(recipe, module, devices)
+    """The estimate of `plan` against what a device of this machine has free, and the machine for
+    what is offloaded to it."""
+    found = memory_of(recipe, module, devices, run_dtype(recipe))
+    need, offloaded = sum(found.device.values()), sum(found.host.values())
     free, what = free_memory()
+    if not torch.cuda.is_available():  # there the device is the host
+        need, offloaded = need + offloaded, 0.0
     told = f"{need / GIB:.2f} GiB estimated a device, {free / GIB:.1f} GiB free ({what})"
     if need > free:
         raise RecipeError(
             f"{told}: lower batch.micro_batch, raise engine.zero_stage with more devices, or set "
             "engine.activation_checkpointing"
         )
+    return f"{told}; {_host_memory(offloaded)}" if offloaded else told
+
+
+def _host_memory(a_device: float) -> str:
+    here = torch.cuda.device_count()
+    need, free = here * a_device, _free_ram()
+    told = f"{need / GIB:.2f} GiB offloaded by {here} device(s), {free / GIB:.1f} GiB free (RAM)"
+    if need > free:
+        raise RecipeError(f"{told}: share it among more hosts, or offload to NVMe")
     return told
-
-
-def memory_need(recipe: Recipe, module: TrainModule, devices: int) -> float:
-    """Bytes of one device, as `plan` estimates them."""
-    return sum(memory_of(recipe, module, devices, run_dtype(recipe)).values())
 
 
 def free_memory() -> tuple[float, str]:
     """Bytes that one device has free, and what it is."""
     if torch.cuda.is_available():
         return float(torch.cuda.mem_get_info()[0]), torch.cuda.get_device_name()
+    return _free_ram(), "RAM"
+
+
+def _free_ram() -> float:
     free = float(psutil.virtual_memory().available)
     limit, used = (Path("/sys/fs/cgroup") / f"memory.{name}" for name in ("max", "current"))
     if limit.is_file() and (text := limit.read_text().strip()).isdecimal():  # a container's share
         free = min(free, float(text) - float(used.read_text()))
-    return free, "RAM"
+    return free

@@ -77,6 +77,20 @@ def read_template(path: Path) -> dict[str, Any]:
     return template
 
 
+def offloaded(recipe: Recipe) -> dict[str, str]:
+    """What the recipe's template keeps off the device, `optimizer` and `param`, and where: `cpu`
+    or `nvme`."""
+    if recipe.engine.kind != "deepspeed":
+        return {}
+    zero = read_template(template_path(recipe)).get("zero_optimization")
+    sections = {
+        name: zero.get(f"offload_{name}") if isinstance(zero, dict) else None
+        for name in ("optimizer", "param")
+    }
+    places = {name: s.get("device") for name, s in sections.items() if isinstance(s, dict)}
+    return {name: place for name, place in places.items() if place in ("cpu", "nvme")}
+
+
 def resolve_dtype(recipe: Recipe, *, cuda_bf16: bool) -> str:
     """`precision.dtype` with auto resolved; `cuda_bf16` says whether a GPU with bf16 is there."""
     if recipe.precision.dtype != "auto":

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
 from data_prep.errors import RecipeError
 from pipeline.models.build import build_backbone, parameter_count
@@ -56,11 +58,43 @@ def test_zero_shards_what_it_should(
 ) -> None:
     recipe = load_recipe(write_recipe(tmp_path, "transformer", engine__zero_stage=stage))
     module = meta_module(recipe)
-    found = memory_of(recipe, module, 4, dtype)
+    found = memory_of(recipe, module, 4, dtype).device
     share = [
         found[name] / parameter_count(module) for name in ("weights", "gradients", "optimizer")
     ]
     assert tuple(share) == pytest.approx(bytes_of)
+
+
+@pytest.mark.parametrize(
+    ("stage", "template", "of_host"),
+    [
+        (2, "zero2_offload", {"optimizer", "gradients"}),
+        (3, "zero3_offload", {"optimizer", "gradients", "weights"}),
+        (3, "zero3_nvme", set()),
+    ],
+)
+def test_what_is_offloaded_takes_no_memory_of_the_device(
+    tmp_path: Path, stage: int, template: str, of_host: set[str]
+) -> None:
+    """As DeepSpeed's own estimate has it, which counts half as much again for buffers."""
+    path = str(ROOT / f"ds_configs/{template}.json")
+    keys = {"engine__zero_stage": stage, "engine__template": path}
+    recipe = load_recipe(write_recipe(tmp_path, "transformer", **keys))
+    module = meta_module(recipe)
+    count = parameter_count(module)
+    found = memory_of(recipe, module, 4, "bf16")
+    assert set(found.host) == of_host and "optimizer" not in found.device
+    assert set(found.disk) == (set() if of_host else {"optimizer", "gradients"})
+    whole = 4 * (sum(found.host.values()) + sum(found.disk.values()))
+    if stage == 2:
+        theirs, device = estimate_zero2_model_states_mem_needs(count, 4, 1, True, 1.0)
+        assert found.device["weights"] == device
+    else:
+        theirs, *_ = estimate_zero3_model_states_mem_needs(
+            count, 0, 4, 1, True, bool(of_host), additional_buffer_factor=1.0
+        )
+    assert whole == pytest.approx(theirs)
+    assert sum("on the host" in line for line in found.lines()) == len(of_host)
 
 
 @pytest.mark.parametrize(("dtype", "bytes_of"), [("fp32", (8, 4, 8)), ("bf16", (12, 6, 8))])
@@ -70,7 +104,7 @@ def test_ddp_keeps_gradients_twice_and_sam_the_weights(
     path = write_recipe(tmp_path, "mlstm", engine__kind="ddp", optim__sam_rho=0.1)
     recipe = load_recipe(path)
     module = meta_module(recipe)
-    found = memory_of(recipe, module, 4, dtype)
+    found = memory_of(recipe, module, 4, dtype).device
     share = [found[name] / parameter_count(module) for name in ("optimizer", "buckets", "climb")]
     assert tuple(share) == pytest.approx(bytes_of)
 

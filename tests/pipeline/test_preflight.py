@@ -105,7 +105,9 @@ def test_stale_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         machine.locks()
 
 
-def test_too_little_disk_memory_and_time(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_disk_memory_and_time(
+    path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = valid_module(recipe, 1)
     with monkeypatch.context() as patch:
         patch.setattr(room.shutil, "disk_usage", lambda path: type("U", (), {"free": 1000}))
@@ -115,6 +117,16 @@ def test_too_little_disk_memory_and_time(recipe: Recipe, monkeypatch: pytest.Mon
         patch.setattr(room, "free_memory", lambda: (1000.0, "RAM"))
         with pytest.raises(RecipeError, match="lower batch.micro_batch"):
             room.memory(recipe, module, 1)
+        patch.setattr(room, "free_memory", lambda: (1e9, "a GPU"))
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "device_count", lambda: 4)
+        assert "offloaded" not in room.memory(recipe, module, 4)
+        keys = ["engine.zero_stage=2", "engine.template=ds_configs/zero2_offload.json"]
+        offload = recipe.model_copy(update={"engine": load_recipe(path, keys).engine})
+        assert "offloaded by 4 device(s)" in room.memory(offload, module, 4)
+        patch.setattr(room, "_free_ram", lambda: 1000.0)
+        with pytest.raises(RecipeError, match="share it among more hosts"):
+            room.memory(offload, module, 4)
         patch.setattr(micro_batch, "free_memory", lambda: (1000.0, "RAM"))
         assert "without memory" in micro_batch.one_micro_batch(recipe, module)
     monkeypatch.setattr(micro_batch, "_FLOPS_PER_S", {"cpu": 1.0, "cuda": 1.0})
@@ -180,3 +192,13 @@ def test_one_process_is_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_rank_that_deepspeed_puts_before_the_command_is_accepted() -> None:
     found = parse(["--local_rank=1", "preflight", "recipe.yaml", "run.steps=1", "--dist"])
     assert (found.command, found.dist, found.overrides) == ("preflight", True, ["run.steps=1"])
+
+
+def test_overrides_may_stand_behind_options() -> None:
+    found = parse(["plan", "recipe.yaml", "a=1", "--devices", "8", "b=2", "--price", "3", "c=4"])
+    assert (found.devices, found.price, found.overrides) == (8, 3.0, ["a=1", "b=2", "c=4"])
+    for wrong in (["plan", "recipe.yaml", "--devices", "8", "b"], ["watch", "--port", "1", "a=1"],
+                  ["run", "recipe.yaml", "--no-such=1"]):  # fmt: skip
+        with pytest.raises(SystemExit) as left:
+            parse(wrong)
+        assert left.value.code == 2
