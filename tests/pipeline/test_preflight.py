@@ -118,6 +118,7 @@ def test_too_little_disk_memory_and_time(
         with pytest.raises(RecipeError, match="lower batch.micro_batch"):
             room.memory(recipe, module, 1)
         patch.setattr(room, "free_memory", lambda: (1e9, "a GPU"))
+        patch.setattr(room, "run_dtype", lambda recipe: "bf16")
         patch.setattr(torch.cuda, "is_available", lambda: True)
         patch.setattr(torch.cuda, "device_count", lambda: 4)
         assert "offloaded" not in room.memory(recipe, module, 4)
@@ -197,7 +198,7 @@ def test_the_rank_that_deepspeed_puts_before_the_command_is_accepted() -> None:
 def test_overrides_may_stand_behind_options() -> None:
     found = parse(["plan", "recipe.yaml", "a=1", "--devices", "8", "b=2", "--price", "3", "c=4"])
     assert (found.devices, found.price, found.overrides) == (8, 3.0, ["a=1", "b=2", "c=4"])
-    for wrong in (["plan", "recipe.yaml", "--devices", "8", "b"], ["watch", "--port", "1", "a=1"],
+    for wrong in (["plan", "recipe.yaml", "--devices", "8", "b"], ["advise", "runs/x", "a=1"],
                   ["run", "recipe.yaml", "--no-such=1"]):  # fmt: skip
         with pytest.raises(SystemExit) as left:
             parse(wrong)
