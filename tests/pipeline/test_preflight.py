@@ -105,9 +105,7 @@ def test_stale_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         machine.locks()
 
 
-def test_too_little_disk_memory_and_time(
-    path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_little_disk_memory_and_time(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     module = valid_module(recipe, 1)
     with monkeypatch.context() as patch:
         patch.setattr(room.shutil, "disk_usage", lambda path: type("U", (), {"free": 1000}))
@@ -117,21 +115,26 @@ def test_too_little_disk_memory_and_time(
         patch.setattr(room, "free_memory", lambda: (1000.0, "RAM"))
         with pytest.raises(RecipeError, match="lower batch.micro_batch"):
             room.memory(recipe, module, 1)
-        patch.setattr(room, "free_memory", lambda: (1e9, "a GPU"))
-        patch.setattr(room, "run_dtype", lambda recipe: "bf16")
-        patch.setattr(torch.cuda, "is_available", lambda: True)
-        patch.setattr(torch.cuda, "device_count", lambda: 4)
-        assert "offloaded" not in room.memory(recipe, module, 4)
-        keys = ["engine.zero_stage=2", "engine.template=ds_configs/zero2_offload.json"]
-        offload = recipe.model_copy(update={"engine": load_recipe(path, keys).engine})
-        assert "offloaded by 4 device(s)" in room.memory(offload, module, 4)
-        patch.setattr(room, "_free_ram", lambda: 1000.0)
-        with pytest.raises(RecipeError, match="share it among more hosts"):
-            room.memory(offload, module, 4)
         patch.setattr(micro_batch, "free_memory", lambda: (1000.0, "RAM"))
         assert "without memory" in micro_batch.one_micro_batch(recipe, module)
     monkeypatch.setattr(micro_batch, "_FLOPS_PER_S", {"cpu": 1.0, "cuda": 1.0})
     assert "would take some" in micro_batch.one_micro_batch(recipe, module)
+
+
+def test_what_is_offloaded_must_fit_the_host(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ["engine.zero_stage=2", "engine.template=ds_configs/zero2_offload.json"]
+    plain, offload = load_recipe(path), load_recipe(path, keys)
+    module = valid_module(plain, 1)
+    monkeypatch.setattr(room, "run_dtype", lambda recipe: "bf16")
+    monkeypatch.setattr(room, "free_memory", lambda: (1e9, "a GPU"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert "offloaded" not in room.memory(plain, module, 4)
+    assert "offloaded by 4 device(s)" in room.memory(offload, module, 4)
+    monkeypatch.setattr(room, "_free_ram", lambda: 1000.0)
+    assert "offloaded" not in room.memory(plain, module, 4)
+    with pytest.raises(RecipeError, match="share it among more hosts"):
+        room.memory(offload, module, 4)
 
 
 def test_a_folder_that_cannot_be_written(path: Path, tmp_path: Path) -> None:
