@@ -110,10 +110,10 @@ def _keys() -> str:
 
 
 def _prepare(arguments: Any) -> None:
-    from .workers import start_server
+    from .workers import worker_context
 
     if (arguments.workers or os.cpu_count()) != 1:
-        start_server()  # first of all: importing what follows takes as long
+        worker_context()  # first of all: its server imports while this process does
     from .pool import ALL
     from .prepare import prepare
 

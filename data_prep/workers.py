@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
-from multiprocessing import connection, forkserver
+from multiprocessing import connection, forkserver, resource_tracker
 from typing import Any
 
 _IMPORTED = ["data_prep.prepare"]
@@ -16,19 +17,19 @@ _FORKS = sys.platform == "linux"
 
 
 def worker_context() -> Any:
-    """The multiprocessing context of workers."""
+    """The multiprocessing context of workers. Its server begins to import at once, on another core;
+    it ends with this process."""
     context = multiprocessing.get_context("forkserver" if _FORKS else "spawn")
     if _FORKS:
         context.set_forkserver_preload(_IMPORTED)
+        # Ctrl-C goes to the server too, which would die of it with a traceback while it imports.
+        resource_tracker.ensure_running()  # first: starting it lets the signal through again
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
-
-
-def start_server() -> None:
-    """Have the server begin to import, on another core, while this process does. It ends with
-    this process."""
-    if _FORKS:
-        worker_context()
-        forkserver.ensure_running()
 
 
 def stop_with_parent() -> None:

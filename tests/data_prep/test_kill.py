@@ -200,6 +200,25 @@ def test_kills_at_random(
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("after", [0.05, 0.15, 0.25, 0.35])
+def test_interrupted_at_once(recipe: Path, corpus: None, after: float) -> None:
+    """While the command, and the server of its workers, still import."""
+    process = subprocess.Popen(
+        [sys.executable, *PREPARE, "--workers", "2", "recipe.yaml"],
+        cwd=recipe.parent,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(after)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    # Before its first line the command cannot say it; once it was done there is nothing to say.
+    assert said in ("error: interrupted\n", "") or said.endswith("KeyboardInterrupt\n"), said
+    assert "forkserver" not in said
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_interrupted_from_the_keyboard(recipe: Path, corpus: None, workers: str) -> None:
     command = (*PREPARE, "--workers", workers, "recipe.yaml", BPE, "data.shard_tokens=6000")

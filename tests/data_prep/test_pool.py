@@ -298,7 +298,7 @@ def test_two_recipes_that_begin_at_once(
 
 def test_workers_begin_with_what_they_need_and_nothing_else() -> None:
     code = (
-        "from data_prep.workers import start_server; start_server()\n"
+        "from data_prep.workers import worker_context; worker_context()\n"
         "from data_prep.pool import Crew\n"
         "with Crew(2) as crew:\n"
         "    there = \"'data_prep.encoding' in __import__('sys').modules\"\n"
