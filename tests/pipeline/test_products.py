@@ -9,8 +9,35 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from pipeline import products
 from pipeline.models.linear import use_fast_products
-from pipeline.products import has_fast_product, linear, sum_of_outer
+from pipeline.products import linear, sum_of_outer
+
+ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+@pytest.fixture(autouse=True, params=["own", "onednn"])
+def _library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As this processor has it, and by the other library."""
+    if request.param == "onednn":
+        if ONEDNN is None or not torch.backends.mkldnn.is_available():
+            pytest.skip("this PyTorch has no oneDNN")
+        monkeypatch.setattr(products, "_ONEDNN", ONEDNN)
+
+
+def test_the_maker_of_the_processor_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    for text, wanted in (("GenuineIntel", None), ("AuthenticAMD", ONEDNN)):
+        monkeypatch.setattr(
+            products.Path, "read_text", lambda path, text=text: f"vendor_id : {text}"
+        )
+        assert products._onednn() is wanted
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    monkeypatch.setattr(products.Path, "read_text", lambda path: "vendor_id : GenuineIntel")
+    assert products._onednn() is ONEDNN
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert products._onednn() is None
 
 
 def layer_of(kind: str, inputs: int, outputs: int) -> Any:
@@ -58,8 +85,6 @@ def test_any_layout_of_what_comes_in_and_back(kind: str) -> None:
 
 
 def test_gradients_nobody_asks_for_are_not_made() -> None:
-    if not has_fast_product(torch.ones(1), torch.ones(1)):
-        pytest.skip("this PyTorch has no oneDNN")
     weight = torch.randn(3, 4)
     x = torch.randn(2, 4, requires_grad=True)
     linear(x, weight, None).sum().backward()
