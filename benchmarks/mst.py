@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.device import device_of, device_options, seconds
 from benchmarks.harness import Row, interleaved, report, row
 from pipeline.clock import Clock
+from pipeline.environment import keep_freed_memory
 from pipeline.heads.softmax import SoftmaxHead
 from pipeline.models.transformer import TransformerBackbone, transformer_config
 from pipeline.optim.build import build_optimizer
@@ -123,7 +124,7 @@ class Arm:
 
 def size_rows(size: Size, device: torch.device, quick: bool) -> list[Row]:
     """The rows of one size."""
-    executor = "triton" if device.type == "cuda" else "gather"
+    executor = "triton" if device.type == "cuda" else "auto"
     arms = {
         "ours": Arm(size, executor, 64, device),
         "dense": Arm(size, None, 1, device),
@@ -147,6 +148,7 @@ def main() -> None:
     """Run the sizes of the device."""
     arguments = device_options(__doc__ or "").parse_args()
     device = device_of(arguments)
+    keep_freed_memory()  # as every run does first
     rows = []
     for size in _CPU_SIZES if device.type == "cpu" else _GPU_SIZES:
         rows += size_rows(size, device, arguments.quick)

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.device import device_of, device_options, steady_seconds
 from benchmarks.harness import Row, interleaved, report, row
+from pipeline.environment import keep_freed_memory
 from pipeline.sparsity.linear import SparseLinear
 from pipeline.sparsity.topology import random_mask, spread
 
@@ -28,6 +29,8 @@ _THREADS = 2
 _CPU_CASES = [
     ("gather", 3072, 768, 1024, 64, (80, 90, 95)),
     ("gather", 2048, 512, 4096, 64, (80, 90, 95)),
+    ("blocks", 3072, 768, 1024, 64, (80, 90, 95)),
+    ("blocks", 2048, 512, 4096, 64, (80, 90, 95)),
     ("csr", 3072, 768, 1024, 1, (95, 98)),
     ("csr", 2048, 512, 4096, 1, (95, 98)),
 ]
@@ -88,6 +91,7 @@ def main() -> None:
     """Run the cases of the device."""
     arguments = device_options(__doc__ or "").parse_args()
     device = device_of(arguments)
+    keep_freed_memory()  # as every run does first
     torch.set_num_threads(_THREADS)
     rows: list[Row] = []
     for executor, out, inputs, tokens, block, sparsities in (

@@ -74,7 +74,7 @@ class MixedConfig(Section):
         default=1, ge=1,
         description="side of the square blocks that live and die together; 1 = single weights",
     )  # fmt: skip
-    executor: Literal["auto", "masked", "gather", "csr", "triton"] = Field(
+    executor: Literal["auto", "masked", "gather", "csr", "triton", "blocks"] = Field(
         default="auto",
         description="how a masked layer computes; auto = the fastest by a short measurement",
     )

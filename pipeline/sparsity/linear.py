@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from data_prep.errors import RecipeError
 from pipeline.products import has_fast_product, linear, product
 from pipeline.sparsity import kernels
+from pipeline.sparsity.blocks import Blocks
 from pipeline.sparsity.csr import Csr
 from pipeline.sparsity.gather import Gather
 from pipeline.sparsity.topology import spread
@@ -50,11 +51,13 @@ class Masked:
         return product(d_y, weight.t()), d_weight.mul_(self._mask)
 
 
+# Checkpoints hold their numbers: new ones go to the end.
 EXECUTORS: dict[str, Callable[[Tensor, int], Executor]] = {
     "masked": Masked,
     "gather": Gather,
     "csr": Csr,
     "triton": kernels.Triton,
+    "blocks": Blocks,
 }
 
 
@@ -74,6 +77,11 @@ def missing(executor: str, block: int, weight: Tensor) -> str | None:
             "triton (pip install triton)": kernels.triton is not None,
             "sparsity.block a multiple of 16": block % 16 == 0,
             "fp32, bf16 or fp16": dtype in ("float32", "bfloat16", "float16"),
+        },
+        "blocks": {
+            "sparsity.block above 1": block > 1,
+            "a processor": device == "cpu",
+            "fp32": dtype in ("float32", "float64"),  # sums grow block by block
         },
     }
     unmet = [need for need, met in needs[executor].items() if not met]

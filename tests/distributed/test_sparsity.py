@@ -72,7 +72,7 @@ CASES = [
     # stage, dtype, block, changes; pairs of what could interact
     pytest.param(DDP, "bf16", 1, {}, marks=pytest.mark.long),
     pytest.param(0, "fp32", 1, {}, marks=pytest.mark.long),
-    (1, "fp32", 8, {"executor": "gather"}),
+    (1, "fp32", 8, {"executor": "blocks"}),
     pytest.param(2, "bf16", 1, {"skip_optimizer_step": False}, marks=pytest.mark.long),
     (3, "fp32", 1, {"grown_moments": "gradient", "mask_head": True}),
     pytest.param(3, "bf16", 8, {"executor": "gather"}, marks=pytest.mark.long),

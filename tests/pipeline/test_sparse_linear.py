@@ -98,7 +98,9 @@ def test_the_reference_is_autograd_with_its_gradient_masked() -> None:
 
 @pytest.mark.parametrize("kind", ["Linear", "no bias", "Conv1D"])
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize(("executor", "block"), [("gather", 2), ("gather", 5), ("csr", 1)])
+@pytest.mark.parametrize(
+    ("executor", "block"), [("gather", 2), ("gather", 5), ("blocks", 2), ("blocks", 5), ("csr", 1)]
+)
 def test_it_agrees_with_the_reference(executor: str, block: int, mask: str, kind: str) -> None:
     units = mask_of(mask, 6, 4)
     layer = layer_of(kind, 4 * block, 6 * block, units, block)
@@ -107,7 +109,9 @@ def test_it_agrees_with_the_reference(executor: str, block: int, mask: str, kind
 
 
 @pytest.mark.parametrize("kind", ["Linear", "Conv1D"])
-@pytest.mark.parametrize(("executor", "block"), [("masked", 16), ("gather", 16), ("csr", 1)])
+@pytest.mark.parametrize(
+    ("executor", "block"), [("masked", 16), ("gather", 16), ("blocks", 16), ("csr", 1)]
+)
 def test_it_agrees_in_fp32(executor: str, block: int, kind: str) -> None:
     """Where the products are another library's."""
     units = mask_of("random", 160 // block, 96 // block)
@@ -135,7 +139,9 @@ def test_half_precision_stays_near_full(
 
 
 @pytest.mark.parametrize("kind", ["Linear", "Conv1D"])
-@pytest.mark.parametrize(("executor", "block"), [("masked", 4), ("gather", 4), ("csr", 1)])
+@pytest.mark.parametrize(
+    ("executor", "block"), [("masked", 4), ("gather", 4), ("blocks", 4), ("csr", 1)]
+)
 @pytest.mark.parametrize(
     "change",
     [
@@ -158,7 +164,7 @@ def test_activations_may_lie_at_any_stride(
 
 
 def test_two_layers_pass_what_they_make_on_to_each_other() -> None:
-    for executor, block in (("gather", 4), ("csr", 1)):
+    for executor, block in (("gather", 4), ("blocks", 4), ("csr", 1)):
         first = mask_of("random", 16 // block, 8 // block)
         second = first.t().contiguous()
         layers = [layer_of("Conv1D", 8, 16, first, block), layer_of("Linear", 16, 8, second, block)]
@@ -173,7 +179,9 @@ def test_two_layers_pass_what_they_make_on_to_each_other() -> None:
             torch.testing.assert_close(got, wanted)
 
 
-@pytest.mark.parametrize(("executor", "block"), [("masked", 4), ("gather", 4), ("csr", 1)])
+@pytest.mark.parametrize(
+    ("executor", "block"), [("masked", 4), ("gather", 4), ("blocks", 4), ("csr", 1)]
+)
 @pytest.mark.parametrize("kind", ["Linear", "Conv1D"])
 def test_the_whole_gradient_is_let_through_on_demand(kind: str, executor: str, block: int) -> None:
     units = mask_of("random", 12 // block, 8 // block)
@@ -200,7 +208,9 @@ def test_without_a_mask_it_is_the_layer_it_replaces(kind: str) -> None:
     torch.testing.assert_close(layer(x), made(x))
 
 
-@pytest.mark.parametrize(("executor", "block"), [("masked", 4), ("gather", 4), ("csr", 1)])
+@pytest.mark.parametrize(
+    ("executor", "block"), [("masked", 4), ("gather", 4), ("blocks", 4), ("csr", 1)]
+)
 @pytest.mark.parametrize("kind", ["Linear", "Conv1D"])
 def test_backward_reads_the_parameter_again(kind: str, executor: str, block: int) -> None:
     """ZeRO-3 takes a parameter's data after forward and gives it other memory before backward."""
@@ -221,8 +231,10 @@ def test_backward_reads_the_parameter_again(kind: str, executor: str, block: int
 
 REFUSED = [
     ("gather", 8, 5, torch.float32, "sparsity.block=5 does not divide a layer of 16 x 8"),
-    ("nonsense", 8, 4, torch.float32, "one of dense, masked, gather, csr, triton"),
+    ("nonsense", 8, 4, torch.float32, "one of dense, masked, gather, csr, triton, blocks"),
     ("gather", 8, 1, torch.float32, "needs sparsity.block above 1, found block 1"),
+    ("blocks", 8, 1, torch.float32, "needs sparsity.block above 1, found block 1"),
+    ("blocks", 8, 4, torch.bfloat16, "needs fp32, found block 4 of bfloat16"),
     ("csr", 8, 4, torch.float32, "needs sparsity.block=1, found block 4"),
     ("csr", 8, 1, torch.bfloat16, "needs fp32, found block 1 of bfloat16"),
     ("triton", 8, 4, torch.float32, "needs a GPU and sparsity.block a multiple of 16"),
@@ -265,12 +277,14 @@ def test_the_fastest_is_chosen_and_nothing_is_changed_by_it(
     for kind in ("Linear", "no bias", "Conv1D"):
         units = mask_of("random", 4, 4)
         layer, random = layer_of(kind, 64, 64, units, 16, torch.float32), torch.get_rng_state()
-        for slow, fast in (("masked", "gather"), ("gather", "masked")):
+        possible = {"masked", "gather", "blocks"}
+        for fast in possible:
             with monkeypatch.context() as patch:
-                patch.setitem(choosing.EXECUTORS, slow, Slow)
+                for slow in possible - {fast}:
+                    patch.setitem(choosing.EXECUTORS, slow, Slow)
                 executor, seconds = choose(layer, units, 16, 33)
-            assert executor == fast and seconds[slow] > seconds[fast] > 0
-            assert set(seconds) == {"dense", "masked", "gather"}
+            assert executor == fast and min(seconds.values()) > 0
+            assert set(seconds) == {"dense", *possible}
         assert torch.equal(torch.get_rng_state(), random)
         assert all(parameter.grad is None for parameter in layer.parameters())
     assert set(choose(layer, spread(units, 16), 1, 5)[1]) == {"dense", "masked", "csr"}
