@@ -200,6 +200,13 @@ def test_kills_at_random(
     ]  # fmt: skip
 
 
+HEARS_CTRL_C = pytest.mark.skipif(
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN,
+    reason="started in the background of a shell, which has Ctrl-C ignored",
+)
+
+
+@HEARS_CTRL_C
 @pytest.mark.parametrize("after", [0.05, 0.15, 0.25, 0.35])
 def test_interrupted_at_once(recipe: Path, corpus: None, after: float) -> None:
     """While the command, and the server of its workers, still import."""
@@ -219,6 +226,7 @@ def test_interrupted_at_once(recipe: Path, corpus: None, after: float) -> None:
     assert "forkserver" not in said
 
 
+@HEARS_CTRL_C
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_interrupted_from_the_keyboard(recipe: Path, corpus: None, workers: str) -> None:
     command = (*PREPARE, "--workers", workers, "recipe.yaml", BPE, "data.shard_tokens=6000")

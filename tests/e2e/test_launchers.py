@@ -90,7 +90,7 @@ def test_dry_run_and_print_config_touch_nothing(tmp_path: Path) -> None:
 def test_preflight_ticks_every_check(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, "mlstm")
     result = python("-m", "pipeline", "preflight", recipe)
-    assert result.returncode == 0 and result.stdout.count("✓") == 12, result.stdout + result.stderr
+    assert result.returncode == 0 and result.stdout.count("✓") == 13, result.stdout + result.stderr
 
 
 @pytest.mark.long
