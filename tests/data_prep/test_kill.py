@@ -210,7 +210,8 @@ HEARS_CTRL_C = pytest.mark.skipif(
 @HEARS_CTRL_C
 @pytest.mark.parametrize("after", [0.05, 0.15, 0.25, 0.35])
 def test_interrupted_at_once(recipe: Path, corpus: None, after: float) -> None:
-    """While the command, and the server of its workers, still import."""
+    """While the command, and the server of its workers, still import: the server says nothing,
+    whatever the command has come to."""
     process = subprocess.Popen(
         [sys.executable, *PREPARE, "--workers", "2", "recipe.yaml"],
         cwd=recipe.parent,
@@ -222,8 +223,6 @@ def test_interrupted_at_once(recipe: Path, corpus: None, after: float) -> None:
     time.sleep(after)
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=30)
-    # Before its first line the command cannot say it; once it was done there is nothing to say.
-    assert said in ("error: interrupted\n", "") or said.endswith("KeyboardInterrupt\n"), said
     assert "forkserver" not in said
 
 
