@@ -8,7 +8,6 @@ python -m data_prep inspect FOLDER                   verify and show a prepared 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from pathlib import Path
@@ -110,9 +109,9 @@ def _keys() -> str:
 
 
 def _prepare(arguments: Any) -> None:
-    from .workers import worker_context
+    from .workers import available_cores, worker_context
 
-    if (arguments.workers or os.cpu_count()) != 1:
+    if (arguments.workers or available_cores()) != 1:
         worker_context()  # first of all: its server imports while this process does
     from .pool import ALL
     from .prepare import prepare

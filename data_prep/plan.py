@@ -9,11 +9,12 @@ from typing import Any
 from .direct import goes_directly
 from .folders import WORK
 from .manifest import recipe_hash, stage_is_current
-from .pool import Crew, Share, available_cores
+from .pool import Crew, Share
 from .recipe.data import DataConfig
 from .recipe.loader import validate
 from .recipe.tokenizer import AnyTokenizerConfig, validate_tokenizer
 from .sources import source_files
+from .workers import available_cores
 
 FORMAT = 2
 _SMALL_BYTES = 2**24  # inputs up to here are done before a pool of processes has started

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import multiprocessing
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -118,11 +117,6 @@ def disk_errors(folder: Path) -> Iterator[None]:
         what = f"{folder}: cannot write {error.filename or 'there'} ({error.strerror})"
         hint = "what is done is kept: make room or correct data.folder, then run again"
         raise RecipeError(f"{what}; {hint}") from error
-
-
-def available_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _work_off(phase: TaskFolder, tasks: list[Task], work: Work, crew: Crew, bar: Bar) -> None:

@@ -16,6 +16,11 @@ _IMPORTED = ["data_prep.prepare"]
 _FORKS = sys.platform == "linux"
 
 
+def available_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def worker_context() -> Any:
     """The multiprocessing context of workers. Its server begins to import at once, on another core;
     it ends with this process."""

@@ -20,7 +20,7 @@ from pipeline.recipe.model import MLSTMConfig, TransformerConfig
 from pipeline.train.module import TrainModule
 
 _LOOK_TOKENS = 256
-_GIB = 2**30
+GIB = 2**30
 
 
 def meta_module(recipe: Recipe) -> TrainModule:
@@ -43,7 +43,7 @@ class Memory(NamedTuple):
         device = self.device | {"together": sum(self.device.values())}
         places = {"": device, ", on the host": self.host, ", on its disk": self.disk}
         return [
-            f"{name:<12} {size / _GIB:8.3f} GiB per device{place}"
+            f"{name:<12} {size / GIB:8.3f} GiB per device{place}"
             for place, rows in places.items()
             for name, size in rows.items()
         ]

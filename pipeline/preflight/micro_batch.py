@@ -10,8 +10,8 @@ import torch
 from data_prep.errors import Diverged, RecipeError
 from data_prep.shards import Prepared
 from pipeline.data.loader import micro_batch
-from pipeline.plan.memory import memory_of
-from pipeline.preflight.room import GIB, free_memory
+from pipeline.plan.memory import GIB, memory_of
+from pipeline.preflight.room import free_memory
 from pipeline.recipe import Recipe
 from pipeline.train.module import TrainModule, build_module
 from pipeline.train.start import run_dtype

@@ -11,13 +11,11 @@ import torch
 
 from data_prep.errors import RecipeError
 from pipeline.models.build import parameter_count
-from pipeline.plan.memory import memory_of
+from pipeline.plan.memory import GIB, memory_of
 from pipeline.recipe import Recipe
 from pipeline.train.checkpoint import resolve_resume
 from pipeline.train.module import TrainModule
 from pipeline.train.start import run_dtype
-
-GIB = 2**30
 
 
 def writable(recipe: Recipe) -> str:

@@ -83,12 +83,12 @@ def offloaded(recipe: Recipe) -> dict[str, str]:
     if recipe.engine.kind != "deepspeed":
         return {}
     zero = read_template(template_path(recipe)).get("zero_optimization")
-    sections = {
-        name: zero.get(f"offload_{name}") if isinstance(zero, dict) else None
-        for name in ("optimizer", "param")
-    }
-    places = {name: s.get("device") for name, s in sections.items() if isinstance(s, dict)}
-    return {name: place for name, place in places.items() if place in ("cpu", "nvme")}
+    found = {}
+    for name in ("optimizer", "param"):
+        section = zero.get(f"offload_{name}") if isinstance(zero, dict) else None
+        if isinstance(section, dict) and section.get("device") in ("cpu", "nvme"):
+            found[name] = section["device"]
+    return found
 
 
 def resolve_dtype(recipe: Recipe, *, cuda_bf16: bool) -> str:

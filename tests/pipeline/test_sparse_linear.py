@@ -283,7 +283,8 @@ def test_the_fastest_is_chosen_and_nothing_is_changed_by_it(
                 for slow in possible - {fast}:
                     patch.setitem(choosing.EXECUTORS, slow, Slow)
                 executor, seconds = choose(layer, units, 16, 33)
-            assert executor == fast and min(seconds.values()) > 0
+            assert executor == fast
+            assert all(seconds[slow] > seconds[fast] > 0 for slow in possible - {fast})
             assert set(seconds) == {"dense", *possible}
         assert torch.equal(torch.get_rng_state(), random)
         assert all(parameter.grad is None for parameter in layer.parameters())
