@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from .claims import TaskFolder, beating
 from .errors import PipelineError, RecipeError, StoppedAndSaved
 from .progress import METER, Bar
-from .workers import stop_with_parent, worker_context
+from .workers import interrupts_held, stop_with_parent, worker_context
 
 _DISK_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST
@@ -145,7 +145,8 @@ def _in_parallel(
     pool: ProcessPoolExecutor, phase: TaskFolder, tasks: list[Task], work: Work, bar: Bar
 ) -> None:
     while tasks:
-        running = {pool.submit(_attempt, phase.folder, task, work): task for task in tasks}
+        with interrupts_held():  # workers are started as tasks are submitted
+            running = {pool.submit(_attempt, phase.folder, task, work): task for task in tasks}
         busy = []  # another process has them: to be looked at again later
         while running:
             finished, _ = wait(running, _POLL_SECONDS, FIRST_COMPLETED)

@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import connection, forkserver, resource_tracker
 from typing import Any
 
@@ -35,6 +37,23 @@ def worker_context() -> Any:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Ctrl-C is heard when the block has ended. A worker whose start it cut off would be known to
+    nobody, and would say with a traceback that the process it works for has gone."""
+    if threading.current_thread() is not threading.main_thread():  # no other hears Ctrl-C
+        yield
+        return
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if heard:
+            signal.raise_signal(signal.SIGINT)
 
 
 def stop_with_parent() -> None:

@@ -20,6 +20,7 @@ import psutil
 import pytest
 from conftest import PREPARE, ROOT, assert_same, contents, run, start
 
+from data_prep.errors import run_main
 from data_prep.prepare import prepare
 
 BPE = "tokenizer={kind: bpe, vocab_size: 300}"
@@ -224,6 +225,27 @@ def test_interrupted_at_once(recipe: Path, corpus: None, after: float) -> None:
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=30)
     assert "forkserver" not in said
+
+
+def interrupted_at_a_start() -> int:
+    """Prepare, with a Ctrl-C as soon as the server has been asked for a worker."""
+    ask = forkserver.connect_to_new_process
+
+    def ask_and_interrupt(fds: Any) -> Any:
+        asked = ask(fds)
+        signal.raise_signal(signal.SIGINT)
+        return asked
+
+    forkserver.connect_to_new_process = ask_and_interrupt
+    return run_main(lambda _: prepare("recipe.yaml", [], workers=2), [])
+
+
+@HEARS_CTRL_C
+def test_interrupted_while_a_worker_starts(recipe: Path, corpus: None) -> None:
+    script = "import sys, test_kill; sys.exit(test_kill.interrupted_at_a_start())"
+    code, said = run("-c", script)
+    assert (code, said.splitlines()[-1]) == (130, "error: interrupted")
+    assert "Error" not in said
 
 
 @HEARS_CTRL_C
