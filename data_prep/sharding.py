@@ -70,12 +70,13 @@ class DocumentShard:
         self._writer.add(ids, lengths)
         self._lengths.append(lengths)
         self.tokens += len(ids)
-        text = np.frombuffer(b"".join(raws), np.int8)
+        text = b"".join(raws)
         if self._text_bytes < _COUNTED_BYTES:
-            self._counted.append(text)
+            self._counted.append(np.frombuffer(text, np.int8))
         self._text_bytes += len(text)
-        # Of the bytes of UTF-8, these continue a character; every other byte begins one.
-        self._continued += int(np.count_nonzero(text < -64))
+        if not text.isascii():
+            # Of the bytes of UTF-8, these continue a character; every other byte begins one.
+            self._continued += int(np.count_nonzero(np.frombuffer(text, np.int8) < -64))
 
     def close(self) -> dict[str, Any]:
         """Put the shard in place; returns its record and counts, as plain values."""

@@ -13,7 +13,7 @@ from conftest import PREPARE, run
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data_prep.clean import clean, clean_texts, refuse_folded
+from data_prep.clean import clean, clean_texts, holds_control, refuse_folded
 from data_prep.errors import DataError, RecipeError
 from data_prep.recipe.data import CleanConfig
 
@@ -82,6 +82,16 @@ def test_modern_text(text: str) -> None:
     control = {c for c in cleaned if unicodedata.category(c) == "Cc" and not c.isspace()}
     assert not control
     cleaned.encode()
+
+
+def test_control_characters_are_found_at_once() -> None:
+    characters = list(map(chr, range(sys.maxunicode + 1)))
+    control = {c for c in characters if unicodedata.category(c) == "Cc" and not c.isspace()}
+    found = {c for c in characters[:0x3000] if holds_control(f"a\n{c}é")}
+    assert found == control and len(control) == 65 - 10
+    assert not holds_control("".join(characters[0x3000:]))
+    assert not holds_control("") and not holds_control("«\x85»")
+    assert holds_control("«\x85»" + "\x80")
 
 
 def test_steps_that_may_be_added() -> None:
