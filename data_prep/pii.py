@@ -10,7 +10,9 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+
+import numpy as np
 
 Decision = Callable[[str], bool]
 
@@ -19,6 +21,7 @@ _PART = r"[-. \u00a0\u2010-\u2015\u30fc\uff0d]"
 
 # Most texts hold none of this, and these two say so at little cost.
 _SEVEN_DIGITS = re.compile(rf"\d(?:(?:{_PART}|[()/]){{0,2}}\d){{6}}")
+_SEVEN_DIGITS_SPAN = 6 * 3  # characters from the first to the last of them, at most
 _DOTTED_DIGITS = re.compile(r"\.[0-9]{1,3}\.[0-9]")
 
 _EMAIL = re.compile(
@@ -61,24 +64,53 @@ _PHONE = re.compile(
 )
 
 
+def scrub_texts(
+    texts: Sequence[str | None], kinds: Collection[str], counts: Counter[str]
+) -> list[str | None]:
+    """`scrub` for each of the texts that there are. Those without a number are found all at once,
+    at a tenth of what a search in each costs."""
+    numbers = _may_hold_number(texts)
+    return [
+        text and _scrub(text, kinds, counts, number)
+        for text, number in zip(texts, numbers, strict=True)
+    ]
+
+
 def scrub(text: str, kinds: Collection[str], counts: Counter[str]) -> str:
     """`text` with each match of `kinds` (of email, card, ip, phone) as <EMAIL>, <CARD>, ...
 
     `counts` gains the number of replacements of each kind. Cards go before phones, because a part
     of a card's number can look like a phone's.
     """
+    return _scrub(text, kinds, counts, True)
+
+
+def _scrub(text: str, kinds: Collection[str], counts: Counter[str], may_hold_number: bool) -> str:
     if "email" in kinds and "@" in text:
         text = _replaced("email", _EMAIL, text, counts)
     if "ip" in kinds and _DOTTED_DIGITS.search(text):
         text = _replaced("ip", _IP4, text, counts)
     if "ip" in kinds and ("::" in text or text.count(":") >= 7):
         text = _replaced("ip", _IP6, text, counts, _is_ip6)
-    if ("card" in kinds or "phone" in kinds) and _SEVEN_DIGITS.search(text):
+    with_number = may_hold_number and ("card" in kinds or "phone" in kinds)
+    if with_number and _SEVEN_DIGITS.search(text):
         if "card" in kinds:
             text = _replaced("card", _CARD, text, counts, _passes_luhn)
         if "phone" in kinds:
             text = _replaced("phone", _PHONE, text, counts, _has_phone_length)
     return text
+
+
+def _may_hold_number(texts: Sequence[str | None]) -> list[bool]:
+    """Of each text whether it could have `_SEVEN_DIGITS`; digits beyond ASCII are not looked at."""
+    together = "\n".join(text or "" for text in texts)
+    found = np.array([text is not None and not text.isascii() for text in texts], bool)
+    code = np.frombuffer(together.encode("ascii", "replace"), np.uint8)
+    digits = np.flatnonzero(code - ord("0") < 10)
+    close = digits[6:] - digits[:-6] <= _SEVEN_DIGITS_SPAN
+    ends = np.cumsum([len(text or "") + 1 for text in texts])
+    found[np.searchsorted(ends, digits[:-6][close], "right")] = True
+    return found.tolist()  # type: ignore[no-any-return]
 
 
 def _replaced(

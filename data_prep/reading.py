@@ -18,7 +18,7 @@ from .clean import clean_texts
 from .errors import DataError
 from .leaks import LeakIndex, SetLeaks, merged
 from .manifest import FileRecord
-from .pii import scrub
+from .pii import scrub_texts
 from .progress import METER
 from .recipe.data import DataConfig
 from .sources import ReadTask, Rejects, Rows, plan_tasks, read_rows
@@ -136,7 +136,7 @@ class _Cleaner:
         self.counts["cut"] += again
         texts = clean_texts(rows.texts, self._data.clean, self.counts)
         if kinds := self._data.personal.scrub:
-            texts = [text and scrub(text, kinds, self.counts) for text in texts]
+            texts = scrub_texts(texts, kinds, self.counts)
         if None in texts:
             kept = [text is not None for text in texts]
             raws = [text.encode() for text in texts if text is not None]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.pii import scrub
+from data_prep.pii import scrub, scrub_texts
 
 KINDS = ("email", "card", "ip", "phone")
 
@@ -192,6 +192,22 @@ def test_scrubbed_text_stays_as_it_is(text: str) -> None:
     counts: Counter[str] = Counter()
     scrubbed = scrub(text, KINDS, counts)
     assert sum(map(scrubbed.count, ("<EMAIL>", "<CARD>", "<IP>", "<PHONE>"))) == counts.total()
+
+
+@given(st.lists(st.none() | st.text(st.sampled_from("0123456789-. ()/a@é３"), max_size=40)))
+def test_many_texts_are_scrubbed_as_each_alone(texts: list[str | None]) -> None:
+    together, alone = Counter[str](), Counter[str]()
+    expected = [text and scrub(text, KINDS, alone) for text in texts]
+    assert scrub_texts(texts, KINDS, together) == expected
+    assert together == alone
+
+
+def test_many_texts_with_numbers_and_without() -> None:
+    texts = [text.translate({ord(c): None for c in "«»"}) for texts in POSITIVES.values()
+             for text in texts]  # fmt: skip
+    texts = [text for one in zip(texts, NEGATIVES, strict=False) for text in ("none", *one)]
+    expected = [scrub(text, KINDS, Counter()) for text in texts]
+    assert scrub_texts(texts, KINDS, Counter()) == expected != texts
 
 
 @pytest.mark.parametrize(
