@@ -77,9 +77,9 @@ def _parser(with_keys: bool) -> DiscreetParser:
     )
     inspect.add_argument("folder", metavar="FOLDER", help="a prepared folder (data.folder)")
     inspect.add_argument(
-        "--documents", type=int, default=3, metavar="N", help="documents to show (default 3)"
+        "--documents", type=_natural, default=3, metavar="N", help="documents to show (default 3)"
     )
-    inspect.add_argument("--seed", type=int, help="choose the same documents each time")
+    inspect.add_argument("--seed", type=_natural, help="choose the same documents each time")
     inspect.set_defaults(run=_inspect)
     return parser
 
@@ -93,10 +93,17 @@ def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"found {text}, expected 1 or more")
-    return number
+    return _at_least(1, text)
+
+
+def _natural(text: str) -> int:
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    if not re.fullmatch(r"\d+", text) or int(text) < least:
+        raise argparse.ArgumentTypeError(f"found {text}, expected {least} or more")
+    return int(text)
 
 
 def _keys() -> str:

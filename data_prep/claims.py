@@ -74,11 +74,7 @@ class TaskFolder:
     def owner(self, name: str) -> str | None:
         """The living owner of a task as words, None when there is none."""
         _, path = self._newest(name)
-        try:
-            if path is None or not self._lives(path):
-                return None
-            signed = _signature(path)
-        except FileNotFoundError:  # finished meanwhile
+        if path is None or not self._lives(path) or (signed := _signature(path)) is None:
             return None
         return f"process {signed['pid']} on {signed['host'].split()[0]}"
 
@@ -98,12 +94,15 @@ class TaskFolder:
         return newest, paths.get(newest)
 
     def _lives(self, path: Path) -> bool:
-        try:
-            signed, beat = _signature(path), path.stat().st_mtime
-        except FileNotFoundError:  # its task has just been finished
+        signed = _signature(path)
+        if signed is None:
             return False
         if signed["host"] == _host():
             return _runs(signed["pid"], signed["started"])
+        try:
+            beat = path.stat().st_mtime
+        except FileNotFoundError:
+            return False
         return self._now() - beat < DEAD_AFTER_SECONDS
 
     def _now(self) -> float:
@@ -141,8 +140,13 @@ def beating(claim: Claim) -> Iterator[None]:
         thread.join()
 
 
-def _signature(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_bytes())  # type: ignore[no-any-return]
+def _signature(path: Path) -> dict[str, Any] | None:
+    """Who made a claim; None when its task has just been finished, and when a power cut has left
+    it empty."""
+    try:
+        return json.loads(path.read_bytes())  # type: ignore[no-any-return]
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
 
 
 def _this_process() -> dict[str, Any]:

@@ -170,7 +170,10 @@ class _Unescaped(dict[str, str]):
     """Character references with what they stand for; the few that a corpus uses come often."""
 
     def __missing__(self, reference: str) -> str:
-        text = html.unescape(reference)
+        try:
+            text = html.unescape(reference)
+        except ValueError:  # more digits than an integer is read from
+            text = "\ufffd"  # as for every number that is no character
         if len(self) < _KEPT_REFERENCES:
             self[reference] = text
         return text

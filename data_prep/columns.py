@@ -3,11 +3,13 @@ pandas where it is installed: a third of a second in every process."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as arrow
+
+from .errors import DataError
 
 
 def numbers(values: np.ndarray) -> Any:
@@ -24,10 +26,28 @@ def vector(column: Any) -> np.ndarray:
     return whole[column.offset : column.offset + len(column)]
 
 
+def slices(sizes: Sequence[int], most: int, together: int) -> Iterator[slice]:
+    """Slices of consecutive items: each of at most `most`, and of the `together` bytes of their
+    sizes or one item that alone has more."""
+    first = held = 0
+    for place, size in enumerate(sizes):
+        if place > first and (place - first == most or held + size > together):
+            yield slice(first, place)
+            first, held = place, 0
+        held += size
+    if first < len(sizes):
+        yield slice(first, len(sizes))
+
+
 def binary(raws: Sequence[bytes]) -> Any:
-    """An Arrow array of bytes, of less than 2 GiB in all."""
-    offsets = np.zeros(len(raws) + 1, np.int32)
-    np.cumsum(np.fromiter(map(len, raws), np.int64, len(raws)), out=offsets[1:])
+    """An Arrow array of bytes. DataError when they are 2 GiB together or more."""
+    ends = np.cumsum(np.fromiter(map(len, raws), np.int64, len(raws)))
+    if len(ends) and ends[-1] >= 2**31:
+        hint = "cut long documents: data.sources.N.piece_characters"
+        raise DataError(
+            f"{ends[-1]:,} bytes of text in one piece, expected less than 2 GiB; {hint}"
+        )
+    offsets = np.concatenate([[0], ends]).astype(np.int32)
     buffers = [None, arrow.py_buffer(offsets), arrow.py_buffer(b"".join(raws))]
     return arrow.Array.from_buffers(arrow.binary(), len(raws), buffers)
 

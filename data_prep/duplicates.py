@@ -23,6 +23,8 @@ from .spool import Part
 from .spooling import bands_path, open_parts
 
 _ROWS_PER_TASK = 2**20  # hashes that a task sorts
+_PLACE = np.dtype([("part", np.uint32), ("row", np.uint32)])
+_ROW_BITS = np.uint64(32)
 _COMPARED = 16  # documents of a band that others are compared with at most
 
 
@@ -78,23 +80,32 @@ def find_duplicates(job: DuplicateJob) -> dict[str, Any]:
     return {"dropped": len(dropped)}
 
 
+def merge_dropped(folder: Path, kind: str) -> dict[str, Any]:
+    """The lists of a kind as one, `KIND.npy`: part and row in one number, ascending and distinct.
+    Returns how many rows. There may be thousands of lists; every later task reads this one."""
+    lists = [np.load(path, allow_pickle=False) for path in sorted(folder.glob(f"{kind}-*.npy"))]
+    rows = np.concatenate([np.empty(0, _PLACE), *lists])
+    merged = np.unique(rows["part"].astype(np.uint64) << _ROW_BITS | rows["row"])
+    write_array(folder / f"{kind}.npy", merged)
+    return {"dropped": len(merged)}
+
+
 class Dropped:
-    """The rows dropped in each part, from the lists of the kinds asked for."""
+    """The rows of a kind dropped in each part, as `merge_dropped` wrote them; none before."""
 
     def __init__(self, folder: Path, kind: str) -> None:
-        paths = sorted(folder.glob(f"{kind}-*.npy"))
-        self._lists = [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
+        path = folder / f"{kind}.npy"
+        self._rows = np.load(path, mmap_mode="r", allow_pickle=False) if path.exists() else None
 
     def rows(self, part: int, span: slice = slice(0, None)) -> np.ndarray:
         """(rows,) of a part, within a span of its rows: ascending and distinct."""
-        found = [np.empty(0, np.int64)]
-        for rows in self._lists:
-            first, last = np.searchsorted(rows["part"], [part, part + 1])
-            of_part = rows["row"][first:last]
-            start = np.searchsorted(of_part, span.start)
-            stop = len(of_part) if span.stop is None else np.searchsorted(of_part, span.stop)
-            found.append(of_part[start:stop].astype(np.int64))
-        return np.unique(np.concatenate(found))
+        if self._rows is None:
+            return np.empty(0, np.int64)
+        begin = part << int(_ROW_BITS)
+        stop = (part + 1) << int(_ROW_BITS) if span.stop is None else begin + span.stop
+        edges = np.array([begin + span.start, stop], np.uint64)
+        first, last = np.searchsorted(self._rows, edges)
+        return (self._rows[first:last] - np.uint64(begin)).astype(np.int64)
 
     def without(self, part: int, rows: np.ndarray) -> np.ndarray:
         """The rows of a part, ascending and distinct, that are not dropped."""
@@ -104,7 +115,6 @@ class Dropped:
         return np.setdiff1d(rows, dropped, assume_unique=True) if len(dropped) else rows
 
 
-_PLACE = np.dtype([("part", np.uint32), ("row", np.uint32)])
 _ENTRY = np.dtype([*_PLACE.descr, ("hash", np.uint64), ("more", np.uint64), ("record", np.uint64)])
 
 

@@ -201,20 +201,19 @@ def _order(
         counts["repeated_weight"] += int(np.sum(np.maximum(times - 1, 0)))
         rows = np.repeat(rows, times)
     rows = rows[np.argsort(documents.rank[rows], kind="stable")]
-    return rows[np.argsort(_places(job, documents.rank[rows]), kind="stable")]
+    return rows[np.argsort(_places(documents.rank[rows]), kind="stable")]
 
 
-def _places(job: EncodeJob, ranks: np.ndarray) -> np.ndarray:
-    """Where documents of ascending ranks go. Equal ones have equal ranks: all but the first are
-    spread over the shard, as a model learns little from a text that it has just read."""
+def _places(ranks: np.ndarray) -> np.ndarray:
+    """Where documents of ascending ranks go. Equal ones have equal ranks: all but the first go
+    behind any other of the shard, as a model learns little from a text that it has just read."""
     again = np.flatnonzero(ranks[1:] == ranks[:-1]) + 1
     if not len(again):
         return ranks
     first = np.searchsorted(ranks, ranks[again], "left")
     copy = (again - first).astype(np.uint64)
-    width = np.uint64(max(job.high - job.low, 1))
     places = ranks.copy()
-    places[again] = np.uint64(job.low) + mixed(ranks[again] + copy, "copy") % width
+    places[again] = ranks[mixed(ranks[again] + copy, "copy") % np.uint64(len(ranks))]
     return places
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from .claims import Claim, TaskFolder, beating
 from .errors import DataError, RecipeError
 from .manifest import create_new, read_manifest, sync_file
+from .pool import ALL, Share
 
 PLAN = "plan.json"
 WORK = "work"
@@ -69,10 +70,10 @@ def open_scratch(scratch: Path, plan: dict[str, Any], me: Claim) -> None:
 
 
 @contextmanager
-def presence(scratch: Path) -> Iterator[Claim]:
-    """While the body runs, others see that somebody works in the scratch folder."""
+def presence(scratch: Path, share: Share = ALL) -> Iterator[Claim]:
+    """While the body runs, others see that somebody works in the scratch folder, and on what."""
     runs = TaskFolder(scratch / WORK / "runs")
-    claim = runs.claim(f"run-{uuid.uuid4().hex}")
+    claim = runs.claim(f"run-{share.part}-{share.parts}-{uuid.uuid4().hex}")
     assert isinstance(claim, Claim)  # nobody else has that name
     with beating(claim):
         try:
@@ -88,6 +89,13 @@ def company(scratch: Path, me: Claim | None = None) -> str | None:
     names -= {me.name} if me else set()
     owners = (runs.owner(name) for name in names)
     return next((owner for owner in owners if owner), None)
+
+
+def shares_at_work(scratch: Path) -> list[Share]:
+    """Of every living run in the scratch folder, this one included, the tasks that are its own."""
+    runs = TaskFolder(scratch / WORK / "runs")
+    names = {path.name.partition(".")[0] for path in runs.folder.glob("run-*")}
+    return [Share(*map(int, name.split("-")[1:3])) for name in names if runs.owner(name)]
 
 
 def leave(scratch: Path) -> None:

@@ -14,9 +14,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .columns import slices
 from .grams import Hashes, Offsets, cumulated, grams_of, ranges, words
+from .manifest import put_in_place, sync_file
 
 _BLOCK = 1000  # examples hashed at a time, which bounds the memory of building
+_BYTES_AT_ONCE = 2**22  # of documents: what their words take is many times as large
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,12 @@ class LeakIndex:
 
         Returns overlaps (documents,) and the leaks by name, of all sets, for `merged`.
         """
+        pieces = list(slices(list(map(len, documents)), len(documents), _BYTES_AT_ONCE))
+        found = [self._find(documents[piece]) for piece in pieces or [slice(0)]]
+        overlaps, leaks = zip(*found, strict=True)
+        return np.concatenate(overlaps), merged(leaks)
+
+    def _find(self, documents: Sequence[bytes]) -> tuple[NDArray[np.bool_], dict[str, SetLeaks]]:
         hashes, offsets = words(documents)
         lookups = [self._look_up(*grams_of(hashes, offsets, n)) for n in self.lengths]
         none = np.empty(0, np.int64)
@@ -132,9 +141,10 @@ class LeakIndex:
         return np.searchsorted(offsets, likely[exact], side="right") - 1, places[exact]
 
     def save(self, path: Path) -> None:
-        """Write the index as one .npz file."""
+        """Write the index as one .npz file, never seen half written."""
         sizes = [(size.examples, size.too_short) for size in self.sets.values()]
-        with path.open("wb") as file:
+        beside = path.with_name(path.name + ".tmp")
+        with beside.open("wb") as file:
             np.savez(
                 file,
                 names=np.array(list(self.sets), np.str_),
@@ -144,6 +154,8 @@ class LeakIndex:
                 offsets=self._offsets,
                 examples=self._examples,
             )
+        sync_file(beside)
+        put_in_place(beside, path)
 
     @classmethod
     def load(cls, path: Path) -> LeakIndex:

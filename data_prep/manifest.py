@@ -34,10 +34,10 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
         stream.write(data.encode() if isinstance(data, str) else data)
         stream.flush()
         os.fsync(stream.fileno())
-    _put_in_place(beside, path)
+    put_in_place(beside, path)
 
 
-def _put_in_place(beside: Path, path: Path) -> None:
+def put_in_place(beside: Path, path: Path) -> None:
     """Rename; where another process that does the same work has just done so, its file stands."""
     try:
         os.replace(beside, path)
@@ -54,7 +54,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
     beside = path.with_name(path.name + ".tmp")
     beside.write_bytes(content.getbuffer())
     sync_file(beside)
-    _put_in_place(beside, path)
+    put_in_place(beside, path)
 
 
 def sync_file(path: Path) -> None:
@@ -112,7 +112,7 @@ class HashedFile:
         """Put the file in place; returns its record, named relative to `root`."""
         os.fsync(self._stream.fileno())
         self._stream.close()
-        _put_in_place(self._beside, self._path)
+        put_in_place(self._beside, self._path)
         status, name = self._path.stat(), self._path.relative_to(root).as_posix()
         digest = self._digest.hexdigest()
         return FileRecord(name, status.st_size, status.st_mtime_ns, xxh3=digest)

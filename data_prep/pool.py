@@ -34,6 +34,10 @@ class Share(NamedTuple):
     part: int = 0
     parts: int = 1
 
+    def has(self, number: int) -> bool:
+        """Whether task `number` (from 0) is one of them."""
+        return number % self.parts == self.part
+
 
 ALL = Share()
 
@@ -81,13 +85,19 @@ class Crew:
 
 
 def run_tasks(
-    title: str, folder: Path, tasks: Sequence[Task], work: Work, crew: Crew, share: Share = ALL
+    title: str,
+    folder: Path,
+    tasks: Sequence[Task],
+    work: Work,
+    crew: Crew,
+    share: Share = ALL,
+    at_work: Callable[[], Sequence[Share]] = tuple,
 ) -> list[dict[str, Any]]:
     """The results of all tasks in their order, doing those that are not done.
 
     `work` must give the same files and result however often it is called. Tasks that another
-    process has are waited for. StoppedAndSaved when `share` is a part, and tasks of other parts
-    are neither done nor being done.
+    process has are waited for, and those of other parts while `at_work`, the shares of the runs
+    that live, has their part. StoppedAndSaved when nobody does or will do them.
     """
     phase = TaskFolder(folder)
     # A result is read once: with thousands of tasks on a network disk, reading is what costs.
@@ -95,12 +105,12 @@ def run_tasks(
     open_tasks = [task for task in tasks if results[task.name] is None]
     if open_tasks:
         done = sum(task.size for task in tasks) - sum(task.size for task in open_tasks)
-        parts = {task.name: number % share.parts for number, task in enumerate(tasks)}
-        mine = [task for task in open_tasks if parts[task.name] == share.part]
-        others = [task for task in open_tasks if parts[task.name] != share.part]
+        numbers = {task.name: number for number, task in enumerate(tasks)}
+        mine = [task for task in open_tasks if share.has(numbers[task.name])]
+        others = {task.name: numbers[task.name] for task in open_tasks if task not in mine}
         with Bar(title, sum(task.size for task in tasks), done) as bar:
             _work_off(phase, mine, work, crew, bar)
-            _await_others(phase, title, others)
+            _await_others(phase, title, others, at_work)
     for name, result in results.items():
         results[name] = result if result is not None else phase.result(name)
     return list(results.values())  # type: ignore[arg-type]
@@ -158,14 +168,18 @@ def _in_parallel(
         time.sleep(_POLL_SECONDS if busy else 0)
 
 
-def _await_others(phase: TaskFolder, title: str, tasks: list[Task]) -> None:
-    """Wait for tasks of other parts as long as somebody works on one of them."""
-    while tasks := [task for task in tasks if phase.result(task.name) is None]:
-        if not any(phase.owner(task.name) for task in tasks):
-            raise StoppedAndSaved(
-                f"{title}: this part is done, {len(tasks)} tasks of other parts are not and nobody "
-                "works on them; what is done is kept: run the other parts, then this one again"
-            )
+def _await_others(
+    phase: TaskFolder, title: str, numbers: dict[str, int], at_work: Callable[[], Sequence[Share]]
+) -> None:
+    """Wait for tasks of other parts, by name, as long as somebody works on one of them or is about
+    to: a run that lives may stand between two tasks, or in an earlier phase."""
+    while numbers := {name: n for name, n in numbers.items() if phase.result(name) is None}:
+        shares = at_work()
+        coming = any(share.has(number) for share in shares for number in numbers.values())
+        if not coming and not any(map(phase.owner, numbers)):
+            what = f"this part is done, {len(numbers)} tasks of other parts are not"
+            hint = "what is done is kept: run the other parts, then this one again"
+            raise StoppedAndSaved(f"{title}: {what} and nobody works on them; {hint}")
         time.sleep(_POLL_SECONDS * 5)
 
 
@@ -177,8 +191,8 @@ def _attempt(folder: Path, task: Task, work: Work) -> bool:
         return phase.result(task.name) is not None
     with beating(claim):
         result = work(task.argument)
-    phase.finish(claim, result)
-    return True
+    # Whoever took it over, because this process had seemed dead, may still be at it.
+    return phase.finish(claim, result) or phase.result(task.name) is not None
 
 
 def _start_worker(shared: Any) -> None:

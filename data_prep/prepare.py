@@ -14,6 +14,7 @@ has changed it is moved to `FOLDER.superseded-N` and a new one is made.
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -26,7 +27,13 @@ from typing import Any
 from .card import write_card
 from .claims import TaskFolder, beating
 from .direct import ShardSink, goes_directly, index_task, plan_indexes
-from .duplicates import Dropped, DuplicateJob, find_duplicates, plan_exact, plan_near
+from .duplicates import (
+    DuplicateJob,
+    find_duplicates,
+    merge_dropped,
+    plan_exact,
+    plan_near,
+)
 from .encoding import EncodeJob, PartOrigin, encode_task, plan_shards, sample_texts
 from .errors import RecipeError
 from .findings import check_read, gather_findings, lines_before
@@ -38,6 +45,7 @@ from .folders import (
     put_in_place,
     refuse_foreign,
     scratch_of,
+    shares_at_work,
 )
 from .leaks import LeakIndex
 from .manifest import (
@@ -66,6 +74,7 @@ from .spooling import SpoolSink, first_rank, open_parts, part_files
 from .tokenizers import load_tokenizer, round_trip_report, train_tokenizer
 
 _REPORTED_TEXTS = 1000  # of the sample, for the round-trip report
+_SHARD_BYTES = 2**30  # of text; Arrow counts the bytes of a column in 31 bits
 _REPORTED_MEGABYTES = 1.0  # the sample of a tokenizer that is not trained
 _DISTRIBUTIONS = ("numpy", "msgspec", "pyarrow", "tokenizers", "sentencepiece", "xxhash")
 
@@ -110,7 +119,7 @@ def prepare_tree(
         crew = Crew(workers or default_workers(data))
         plan = Plan(data, tokenizer, scratch, crew, share)
         try:
-            with presence(scratch) as me, crew:
+            with presence(scratch, share) as me, crew:
                 open_scratch(scratch, what_is_made(data, tokenizer), me)
                 # Another process may have finished between the first look and this one.
                 late = not force and status(data, tokenizer) is None
@@ -156,7 +165,8 @@ def _build(plan: Plan, folder: Path) -> dict[str, Any] | None:
 def _run(plan: Plan, title: str, phase: str, jobs: Sequence[Any], work: Callable[[Any], Any],
          size: Callable[[Any], int]) -> list[dict[str, Any]]:  # fmt: skip
     tasks = [Task(job.name, job, size(job)) for job in jobs]
-    return run_tasks(title, plan.work(phase), tasks, work, plan.crew, plan.share)
+    at_work = partial(shares_at_work, plan.scratch)
+    return run_tasks(title, plan.work(phase), tasks, work, plan.crew, plan.share, at_work)
 
 
 def _once(plan: Plan, phase: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -173,8 +183,7 @@ def _index_leaks(plan: Plan) -> None:
         config = plan.data.leaks
         texts = evaluation_texts(plan.data)
         index = LeakIndex.build(texts, config.ngram, config.shortest)
-        index.save(path := plan.work("leaks") / "index.npz")
-        sync_file(path)
+        index.save(plan.work("leaks") / "index.npz")
         return {name: asdict(size) for name, size in index.sets.items()}
 
     _once(plan, "leaks", build)
@@ -189,19 +198,19 @@ def _read(plan: Plan, sink: Callable[[ReadJob], Sink]) -> list[dict[str, Any]]:
 
 def _find_twins(plan: Plan, parts: Sequence[Path], documents: int) -> float:
     """List the duplicates; returns the share of the documents that is left."""
+    dropped = 0
     config, folder = plan.data.duplicates, plan.work("duplicates")
     size = sum(path.stat().st_size for path in parts)
 
     def share(job: DuplicateJob) -> int:
         return size // job.ranges
 
-    exact = plan_exact(config, folder, parts, documents)
-    _run(plan, "exact duplicates", "duplicates", exact, find_duplicates, share)
-    near = plan_near(config, folder, parts, documents)
-    _run(plan, "near duplicates", "duplicates", near, find_duplicates, share)
-    dropped = (Dropped(folder, "exact"), Dropped(folder, "near"))
-    lists = (kind.rows(part) for kind in dropped for part in range(len(parts)))
-    return 1.0 - sum(map(len, lists)) / max(1, documents)
+    for kind, plan_kind in (("exact", plan_exact), ("near", plan_near)):
+        if jobs := plan_kind(config, folder, parts, documents):
+            _run(plan, f"{kind} duplicates", "duplicates", jobs, find_duplicates, share)
+            merged = _once(plan, f"{kind}-dropped", partial(merge_dropped, folder, kind))
+            dropped += merged["dropped"]
+    return 1.0 - dropped / max(1, documents)
 
 
 def _sample(
@@ -237,7 +246,14 @@ def _encode(
     data, origins = plan.data, _origins(plan, read)
     sizes = [origin.text_bytes for origin in origins]
     ranks = [origin.first_rank for origin in origins]
-    shards = plan_shards(data, sizes, ranks, data.shard_tokens * bytes_per_token)
+    shard_bytes = data.shard_tokens * bytes_per_token
+    if min(shard_bytes, sum(map(sum, sizes))) > _SHARD_BYTES:
+        most = int(_SHARD_BYTES / bytes_per_token)
+        found = f"{shard_bytes / 1e9:.1f} GB of text, and a process holds a shard in memory"
+        raise RecipeError(
+            f"data.shard_tokens={data.shard_tokens:,} is about {found}; expected {most:,} at most"
+        )
+    shards = plan_shards(data, sizes, ranks, shard_bytes)
     duplicates = plan.work("duplicates")
     run = uuid.uuid4().hex
     jobs = [EncodeJob(run, data, plan.scratch, duplicates, origins, *shard) for shard in shards]
@@ -327,7 +343,9 @@ def _input_records(plan: Plan, read: Sequence[dict[str, Any]]) -> list[FileRecor
     records = [known[str(p)] if str(p) in known else FileRecord.of(p) for p in paths]
     begun = {path: (size, mtime) for path, size, mtime in _plan_files(plan)}
     for record in records:
-        if begun.get(record.path) != (record.size, record.mtime_ns):
+        now = os.stat(record.path)  # again: a file of several tasks may have changed between them
+        found = {(record.size, record.mtime_ns), (now.st_size, now.st_mtime_ns)}
+        if found != {begun.get(record.path)}:
             hint = "nothing was put in place: run again when it is whole"
             raise RecipeError(f"{record.path} changed while it was being prepared; {hint}")
     return records

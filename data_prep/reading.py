@@ -88,9 +88,9 @@ def read_task(job: ReadJob) -> dict[str, Any]:
 
 
 def evaluation_texts(data: DataConfig) -> dict[str, list[bytes]]:
-    """The examples of each evaluation set that is looked for, cleaned like the corpus but of any
-    length. DataError when a set has none, or too many of its records are bad: nothing would be
-    found of it, and that would look as if nothing had leaked."""
+    """The examples of each evaluation set that is looked for, cleaned and scrubbed like the corpus
+    but of any length. DataError when a set has none, or too many of its records are bad: nothing
+    would be found of it, and that would look as if nothing had leaked."""
     cleaning = data.clean.model_copy(update={"min_characters": 1, "max_characters": 2**62})
     found: dict[str, list[bytes]] = {}
     for name, source in data.leaks.sets.items():
@@ -98,7 +98,8 @@ def evaluation_texts(data: DataConfig) -> dict[str, list[bytes]]:
         for task in plan_tasks([source]):
             for rows in read_rows(task, source, rejects, data.allow_truncated):
                 cleaned = clean_texts(rows.texts, cleaning, Counter())
-                texts += [text.encode() for text in cleaned if text is not None]
+                scrubbed = scrub_texts(cleaned, data.personal.scrub, Counter())
+                texts += [text.encode() for text in scrubbed if text is not None]
         bad = rejects.counts.total()
         if not texts or bad > data.max_bad_share * (bad + len(texts)):
             reasons = ", ".join(f"{n} {c:,}" for n, c in rejects.counts.items()) or "no records"

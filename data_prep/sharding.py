@@ -12,7 +12,7 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 
 from .columns import numbers, strings
-from .manifest import FileRecord, sync_file
+from .manifest import FileRecord, put_in_place, sync_file
 from .shards import ShardWriter
 from .tokenizers import Tokenizer
 
@@ -48,7 +48,7 @@ def write_index(table: Any, path: Path) -> FileRecord:
         table, beside, compression="zstd", use_dictionary=repeated, column_encoding=encoding
     )
     sync_file(beside)
-    beside.replace(path)
+    put_in_place(beside, path)
     return FileRecord.of(path, path.parent)
 
 

@@ -8,7 +8,6 @@ one part or one shard, never the corpus.
 from __future__ import annotations
 
 import mmap
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ import numpy as np
 import pyarrow as arrow
 
 from .columns import numbers, vector
-from .keys import SPLITS
-from .manifest import sync_file
+from .manifest import put_in_place, sync_file
 
 _NUMBERS = {"split": np.uint8, "rank": np.uint64, "key0": np.uint64, "key1": np.uint64,
             "record": np.uint64}  # fmt: skip
+_OPENED_AT_ONCE = 64  # parts: each holds a file descriptor, of which a process may have few
 
 
 @dataclass(frozen=True)
@@ -58,31 +57,62 @@ def write_part(path: Path, documents: Documents) -> None:
         with arrow.ipc.new_file(stream, batch.schema) as writer:
             writer.write_batch(batch)
     sync_file(beside)
-    os.replace(beside, path)
+    put_in_place(beside, path)
 
 
 class Part:
-    """A part, memory-mapped. `number` is its place among all parts, in reading order."""
+    """A part, memory-mapped while it is used. `number` is its place among all parts, in reading
+    order; `opened`, shared by all of them, holds those that are mapped."""
 
-    def __init__(self, path: Path, number: int) -> None:
+    def __init__(self, path: Path, number: int, opened: dict[int, Part] | None = None) -> None:
         self.path, self.number = path, number
-        with open(path, "rb") as stream:
-            self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        self._batch = arrow.ipc.open_file(arrow.py_buffer(self._map)).get_batch(0)
-        self.split, self.rank, key0, key1, self.record = (
-            vector(self._batch.column(name)) for name in _NUMBERS
-        )
-        self.key0, self.key1 = key0, key1
-        self._edges = np.searchsorted(self.split, np.arange(len(SPLITS) + 1))
+        self._opened = {} if opened is None else opened
+        self._mapped: Any | None = None  # arrow.RecordBatch
+
+    @property
+    def _batch(self) -> Any:
+        if self._mapped is None:
+            while len(self._opened) >= _OPENED_AT_ONCE:
+                next(iter(self._opened.values())).forget()
+            with open(self.path, "rb") as stream:
+                mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            self._mapped = arrow.ipc.open_file(arrow.py_buffer(mapped)).get_batch(0)
+            self._opened[self.number] = self
+        return self._mapped
 
     def __len__(self) -> int:
-        return len(self.split)
+        return self._batch.num_rows  # type: ignore[no-any-return]
+
+    @property
+    def split(self) -> np.ndarray:
+        """The place in SPLITS of each row."""
+        return vector(self._batch.column("split"))
+
+    @property
+    def rank(self) -> np.ndarray:
+        """The rank of each row."""
+        return vector(self._batch.column("rank"))
+
+    @property
+    def key0(self) -> np.ndarray:
+        """The first half of each row's key."""
+        return vector(self._batch.column("key0"))
+
+    @property
+    def key1(self) -> np.ndarray:
+        """The other half."""
+        return vector(self._batch.column("key1"))
+
+    @property
+    def record(self) -> np.ndarray:
+        """The record each row came from."""
+        return vector(self._batch.column("record"))
 
     def forget(self) -> None:
-        """Let go of the memory of what has been read; it is read again from disk when needed.
-        Pages of all parts that a process ever touched would else be counted as its own."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
+        """Unmap; what is wanted later is mapped again. The pages of all parts that a process ever
+        touched would else be counted as its own, and each map takes a file descriptor."""
+        self._mapped = None
+        self._opened.pop(self.number, None)
 
     def text(self, row: int) -> bytes:
         """The text of one row."""
@@ -90,7 +120,7 @@ class Part:
 
     def rows(self, split: int, low: int, high: int) -> slice:
         """The rows of a split whose ranks are in [low, high]."""
-        first, last = int(self._edges[split]), int(self._edges[split + 1])
+        first, last = np.searchsorted(self.split, [split, split + 1]).tolist()
         ranks = self.rank[first:last]
         start = int(np.searchsorted(ranks, np.uint64(low), "left"))
         return slice(first + start, first + int(np.searchsorted(ranks, np.uint64(high), "right")))

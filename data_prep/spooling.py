@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .columns import binary, strings
+from .columns import binary, slices, strings
 from .keys import SPLITS, document_keys, mixed, normalised, split_numbers
 from .manifest import write_array
 from .minhash import band_hashes, bands_for, signatures, wordless
@@ -18,6 +18,7 @@ from .spool import Documents, Part, sorted_order, write_part
 
 PART_BYTES = 2**25  # of text
 _SIGNED_AT_ONCE = 1024  # documents
+_SIGNED_BYTES = 2**22  # what their words take is many times as large
 
 
 def part_files(folder: Path, results: Sequence[dict[str, Any]]) -> list[Path]:
@@ -26,8 +27,9 @@ def part_files(folder: Path, results: Sequence[dict[str, Any]]) -> list[Path]:
 
 
 def open_parts(paths: Sequence[Path]) -> list[Part]:
-    """All parts, memory-mapped, numbered in reading order."""
-    return [Part(path, number) for number, path in enumerate(paths)]
+    """All parts, numbered in reading order."""
+    opened: dict[int, Part] = {}
+    return [Part(path, number, opened) for number, path in enumerate(paths)]
 
 
 def bands_path(part: Path) -> Path:
@@ -60,13 +62,15 @@ class SpoolSink:
 
     def add(self, batch: Batch) -> None:
         """Take documents; a part is written when it is full."""
-        self._raws += batch.raws
-        self._records.append(batch.records)
-        self._labels += batch.labels or []
-        self._ids += batch.ids or []
-        self._size += sum(map(len, batch.raws))
-        if self._size >= PART_BYTES:
-            self._flush()
+        sizes = list(map(len, batch.raws))
+        for piece in slices(sizes, len(sizes), PART_BYTES):
+            self._raws += batch.raws[piece]
+            self._records.append(batch.records[piece])
+            self._labels += (batch.labels or [])[piece]
+            self._ids += (batch.ids or [])[piece]
+            self._size += sum(sizes[piece])
+            if self._size >= PART_BYTES:
+                self._flush()
 
     def close(self) -> dict[str, Any]:
         """Write the last part."""
@@ -113,7 +117,7 @@ def _write_bands(path: Path, raws: Sequence[bytes], data: DataConfig) -> None:
     near = data.duplicates
     shape = bands_for(near.threshold, near.permutations)
     found = []
-    for first in range(0, len(raws), _SIGNED_AT_ONCE):
-        signed = signatures(raws[first : first + _SIGNED_AT_ONCE], near.ngram, near.permutations)
+    for piece in slices(list(map(len, raws)), _SIGNED_AT_ONCE, _SIGNED_BYTES):
+        signed = signatures(raws[piece], near.ngram, near.permutations)
         found.append(np.where(wordless(signed)[:, None], 0, band_hashes(signed, *shape)))
     write_array(path, np.concatenate(found))

@@ -66,6 +66,11 @@ class CsvSource(FieldSource):
 
     kind: Literal["csv"]
     delimiter: str = Field(default=",", min_length=1, max_length=1, description="one character")
+    quoted: bool = Field(
+        default=True,
+        description="fields may stand in double quotes; false takes a quote as it stands, as many "
+        "TSV files mean it, where one at the head of a field would swallow the lines that follow",
+    )
 
 
 class TextSource(FileSource):

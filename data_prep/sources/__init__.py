@@ -24,7 +24,7 @@ from ..recipe.sources import (
 )
 from .hub import local_files, read_dataset
 from .jsonl import read_jsonl
-from .rows import Rejects, Rows
+from .rows import Rejects, Rows, is_unicode
 from .tables import read_csv, read_parquet
 from .text import read_plain
 
@@ -63,6 +63,10 @@ def source_files(source: Source) -> list[Path]:
         if not files:
             raise _nothing_at(pattern, matches)
         found.update(files)
+    for path in found:
+        if not is_unicode(str(path)):  # no manifest could name it
+            what = f"{str(path)!r}: the name of this file is not UTF-8"
+            raise DataError(f"{what}; rename it, or leave it out of data.sources")
     return sorted(found)
 
 

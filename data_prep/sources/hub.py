@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
 from ..recipe.sources import HubSource
 from .rows import FieldCheck, Rejects, Rows
-from .tables import select
-
-_ROWS_PER_BLOCK = 1024
+from .tables import blocks, select
 
 
 def read_dataset(source: HubSource, rejects: Rejects) -> Iterator[Rows]:
     """The rows of a dataset; a row's record is its number in the split."""
     numbered = enumerate(_rows(source), 1)
     check = FieldCheck(source.path, source.fields)
-    while block := list(islice(numbered, _ROWS_PER_BLOCK)):
+    for block in blocks(numbered, source):
         if check.pending:
             for _, row in block:
                 check.see(row)

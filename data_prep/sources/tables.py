@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from ..recipe.sources import CsvSource, FieldSource, ParquetSource
 from .rows import FieldCheck, Rejects, Rows, as_text, is_unicode
 
 _ROWS_PER_BLOCK = 1024
+_CHARACTERS_PER_BLOCK = 2**21
 
 
 def read_csv(
@@ -23,8 +23,24 @@ def read_csv(
 ) -> Iterator[Rows]:
     """The rows of a delimited file; a row's record is the number of the line it ends on."""
     numbered = _csv_rows(path, source, rejects, tolerate_damage)
-    while block := list(islice(numbered, _ROWS_PER_BLOCK)):
+    for block in blocks(numbered, source):
         yield select(path, source, block, rejects)
+
+
+def blocks(
+    rows: Iterable[tuple[int, dict[str, Any]]], source: FieldSource
+) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+    """Numbered rows, some at a time: fewer where their texts are long."""
+    block: list[tuple[int, dict[str, Any]]] = []
+    size = 0
+    for number, row in rows:
+        block.append((number, row))
+        size += sum(len(t) for f in source.text_fields if isinstance(t := row.get(f), str))
+        if len(block) == _ROWS_PER_BLOCK or size >= _CHARACTERS_PER_BLOCK:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
 
 
 def _csv_rows(
@@ -32,7 +48,8 @@ def _csv_rows(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     csv.field_size_limit(LONGEST_LINE)  # the default, 128 KiB, is less than a long document
     lines = _TextLines(path, rejects, tolerate_damage)
-    rows = csv.reader(lines, delimiter=source.delimiter, strict=True)
+    quoting: Any = csv.QUOTE_MINIMAL if source.quoted else csv.QUOTE_NONE
+    rows = csv.reader(lines, delimiter=source.delimiter, quoting=quoting, strict=True)
     header: list[str] | None = None
     while True:
         before = lines.number
@@ -91,13 +108,20 @@ def read_parquet(path: Path, source: ParquetSource, rejects: Rejects) -> Iterato
             check.end()
             columns = list(dict.fromkeys(source.fields))
             number = 1
-            for batch in table.iter_batches(batch_size=_ROWS_PER_BLOCK, columns=columns):
+            for batch in table.iter_batches(batch_size=_at_once(table.metadata), columns=columns):
                 rows = batch.to_pylist()
                 yield select(path, source, list(enumerate(rows, number)), rejects)
                 number += len(rows)
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         first = str(error).splitlines()[0]
         raise DataError(f"{path}: not a readable Parquet file ({first})") from None
+
+
+def _at_once(metadata: Any) -> int:
+    """Rows of a Parquet file to hold at once, by their mean size."""
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    size = sum(group.total_byte_size for group in groups) / max(1, metadata.num_rows)
+    return max(1, min(_ROWS_PER_BLOCK, int(_CHARACTERS_PER_BLOCK / max(1, size))))
 
 
 def select(

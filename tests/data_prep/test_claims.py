@@ -71,6 +71,12 @@ def test_a_task_is_claimed_once_and_done_once(phase: TaskFolder) -> None:
     assert files(phase) == ["task-2.claim-0", "task.done"]
 
 
+def test_a_claim_that_a_power_cut_left_empty_is_void(phase: TaskFolder) -> None:
+    taken(phase).path.write_bytes(b"")
+    assert phase.owner("task") is None
+    assert taken(phase).path.name == "task.claim-1"
+
+
 @pytest.mark.parametrize("reaped", [True, False])
 def test_the_claim_of_a_dead_process_is_taken_over_at_once(phase: TaskFolder, reaped: bool) -> None:
     process = claiming(phase)

@@ -84,6 +84,10 @@ def test_modern_text(text: str) -> None:
     cleaned.encode()
 
 
+def test_a_reference_with_more_digits_than_a_number_has() -> None:
+    assert clean(f"a &#{'1' * 5000}; b &#x{'f' * 5000}; c", config()) == "a \ufffd b \ufffd c"
+
+
 def test_control_characters_are_found_at_once() -> None:
     characters = list(map(chr, range(sys.maxunicode + 1)))
     control = {c for c in characters if unicodedata.category(c) == "Cc" and not c.isspace()}

@@ -50,6 +50,13 @@ def test_bad_calls(
     assert error.startswith("error: ") and "Traceback" not in error
 
 
+@pytest.mark.parametrize("option", ["--documents", "--seed"])
+def test_numbers_below_zero(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["inspect", "prepared", option, "-1"])
+    assert "found -1, expected 0 or more" in capsys.readouterr().err
+
+
 def test_prepare_then_inspect(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main(main, ["prepare", "recipe.yaml"]) == 0
     assert run_main(main, ["inspect", "prepared"]) == 0

@@ -85,6 +85,10 @@ def test_a_weight_repeats_training_documents_only(weight: float, order: str) -> 
     if weight == 2:  # copies do not stand side by side
         texts = [d.text for d in weighted if d.split == "train"]
         assert sum(a == b for a, b in zip(texts, texts[1:], strict=False)) < len(mine) / 10
+        # A copy stands anywhere in its shard: on the average in the middle, within 4 deviations.
+        copies = [place for place, text in enumerate(texts) if text in texts[:place]]
+        middle = sum(copies) / len(copies) / len(texts)
+        assert abs(middle - (0.5 if order == "source" else 2 / 3)) < 0.1
 
 
 @pytest.mark.parametrize("tokenizer", [{"kind": "bytes"}, {"kind": "bpe", "vocab_size": 300}])
@@ -170,6 +174,17 @@ def test_leaks_are_reported_and_removed(remove: bool) -> None:
     assert files == ["a.jsonl", "other.jsonl", "quiz.jsonl"]
     card = Path("prepared/README.md").read_text()
     assert f"| quiz | 4 | 2 | 1 | 2 | {remove} |" in card
+
+
+@pytest.mark.parametrize("scrub", [[], ["email"]])
+def test_leaks_are_found_where_personal_data_is_replaced(scrub: list[str]) -> None:
+    example = "write to the seller at jane.doe@example.com before you send anything back to them"
+    write("quiz.jsonl", [{"text": example}])
+    write("a.jsonl", ({"text": text} for text in [*TEXTS, f"He said: {example}. So I did."]))
+    leaks = {"sets": {"quiz": source("quiz.jsonl")}, "remove": True}
+    manifest = run(leaks=leaks, personal={"scrub": scrub})
+    assert manifest["leaks"]["quiz"]["examples_found"] == 1
+    assert manifest["counts"]["dropped"] == {"leak": 1}
 
 
 def test_limits_of_length_do_not_shorten_evaluation_sets() -> None:

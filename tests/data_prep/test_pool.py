@@ -15,7 +15,7 @@ import pytest
 from conftest import PREPARE, assert_same, contents, finish, run, start
 
 import data_prep.prepare as stage
-from data_prep.claims import TaskFolder
+from data_prep.claims import Claim, TaskFolder
 from data_prep.errors import DataError, PipelineError, RecipeError, StoppedAndSaved
 from data_prep.pool import ALL, Crew, Share, Task, disk_errors, run_tasks
 from data_prep.progress import METER
@@ -179,6 +179,46 @@ def test_a_task_that_another_has_is_waited_for(do: Run, folder: Path, log: Path)
     finish(other)
 
 
+def test_a_task_that_was_taken_over_is_waited_for(folder: Path) -> None:
+    """This process had seemed dead: what it has done counts only when the new owner is through."""
+    phase = TaskFolder(folder)
+
+    def work(_: Any) -> dict[str, Any]:
+        claim = folder / "task.claim-1"
+        shutil.copy(folder / "task.claim-0", claim)
+        new_owner = Claim("task", claim)
+        threading.Timer(0.5, phase.finish, (new_owner, {"by": "the new owner"})).start()
+        return {"by": "the old one"}
+
+    found = run_tasks("x", folder, [Task("task", None, 1)], work, Crew())
+    assert found == [{"by": "the new owner"}]
+
+
+def test_parts_that_live_are_waited_for(do: Run, folder: Path, log: Path) -> None:
+    """Between two tasks nobody owns one; a part that lives will."""
+    asked = []
+
+    def at_work() -> list[Share]:
+        asked.append(1)
+        if len(asked) == 2:
+            do(NAMES, share=Share(1, 2))
+        return [Share(1, 2)]
+
+    tasks = tasks_for(log, NAMES)
+    found = run_tasks("x", folder, tasks, logged, Crew(), Share(0, 2), at_work)
+    assert found == [{"did": name} for name in NAMES] and len(asked) == 2
+    assert sorted(lines(log)) == sorted(NAMES)
+
+
+def test_parts_that_wait_for_the_same_missing_one_stop(do: Run, folder: Path, log: Path) -> None:
+    tasks = tasks_for(log, NAMES)
+    shares = [Share(0, 3), Share(1, 3)]
+    with pytest.raises(StoppedAndSaved, match="8 tasks of other parts"):
+        do(NAMES, share=Share(0, 3))
+    with pytest.raises(StoppedAndSaved, match="4 tasks of other parts"):
+        run_tasks("x", folder, tasks, logged, Crew(), Share(1, 3), lambda: shares)
+
+
 def test_parts_of_the_tasks(do: Run, log: Path) -> None:
     with pytest.raises(StoppedAndSaved, match="8 tasks of other parts are not and nobody works"):
         do(NAMES, share=Share(0, 3))
@@ -254,6 +294,16 @@ def test_parts_one_after_another(recipe: Path, workers: str) -> None:
     assert set(codes[:-1]) == {75} and codes[-1] == 0, said
     assert_same(contents("prepared"), contents("alone"))
     assert run(*PREPARE, *arguments, "--tasks", "1/2") == (0, "prepared: up to date\n")
+
+
+def test_parts_at_the_same_time(recipe: Path) -> None:
+    for number in range(4):
+        shutil.copy("corpus.jsonl", f"corpus-{number}.jsonl")
+    command = (*PREPARE, "--workers", "1", "recipe.yaml", "data.shard_tokens=3000")
+    parts = [start(*command, "--tasks", f"{part}/2") for part in (1, 2)]
+    assert [finish(part)[0] for part in parts] == [0, 0]
+    assert run(*command, "data.folder=alone")[0] == 0
+    assert_same(contents("prepared"), contents("alone"))
 
 
 @pytest.mark.parametrize("tasks", ["0/2", "3/2", "1", "1/0", "a/b", "1/2/3"])

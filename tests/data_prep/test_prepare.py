@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import sample_texts, write_jsonl
+from conftest import PREPARE, ROOT, sample_texts, write_jsonl
 
+import data_prep.prepare as stage
 from data_prep.errors import DataError, RecipeError
 from data_prep.plan import prepare_status
 from data_prep.prepare import prepare
+from data_prep.reading import ReadJob
 from data_prep.recipe.loader import read_tree
 from data_prep.shards import Prepared, Split
 
@@ -170,6 +174,49 @@ def test_empty_corpora(
     with pytest.raises(DataError, match=words):
         prepare(recipe, ["data.clean.min_characters=3"])
     assert not Path("prepared").exists()
+
+
+def test_an_input_that_changes_between_its_tasks(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is several tasks, and the first has hashed it as it was."""
+    read_task = stage.read_task
+    monkeypatch.setattr("data_prep.sources.TASK_BYTES", 4000)
+
+    def read(job: ReadJob) -> dict[str, Any]:
+        result = read_task(job)
+        if job.number == 0:
+            text = Path("corpus.jsonl").read_text()
+            Path("corpus.jsonl").write_text(text.replace("quick", "QUICK"))
+        return result
+
+    monkeypatch.setattr(stage, "read_task", read)
+    with pytest.raises(RecipeError, match="corpus.jsonl changed while it was being prepared"):
+        prepare("recipe.yaml")
+    assert not Path("prepared").exists()
+
+
+def test_a_shard_too_large_for_memory_is_refused(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "_SHARD_BYTES", 1000)
+    with pytest.raises(RecipeError, match="data.shard_tokens=5,000 is about .* expected 1,... at most"):
+        prepare("recipe.yaml", ["data.shard_tokens=5000"])
+    prepare("recipe.yaml", ["data.shard_tokens=1000"])
+
+
+@pytest.mark.parametrize("twins", [[], ["data.duplicates.near=true"]])
+def test_more_files_than_a_process_may_open(recipe: Path, twins: list[str]) -> None:
+    Path("corpus.jsonl").unlink()
+    for number in range(300):
+        write_jsonl(Path(f"corpus-{number:03d}.jsonl"), [f"the text number {number // 2} of them"])
+    command = [sys.executable, *PREPARE, "--workers", "1", "recipe.yaml", *twins]
+    limited = ["sh", "-c", 'ulimit -S -n 128; exec "$@"', "sh", *command]
+    done = subprocess.run(
+        limited, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "exact_duplicate 150" in done.stdout
 
 
 @pytest.mark.parametrize("verify", [None, True])

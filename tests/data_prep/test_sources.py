@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from data_prep import files, sources
 from data_prep.errors import DataError
 from data_prep.prepare import prepare_tree
 from data_prep.recipe.sources import Source
-from data_prep.sources import plan_tasks, source_files
+from data_prep.sources import Rejects, plan_tasks, read_rows, source_files
 
 
 def test_csv(tmp_path: Path) -> None:
@@ -47,6 +48,31 @@ def test_csv(tmp_path: Path) -> None:
         (5, "no_text"), (6, "no_text"), (9, "bad_csv"), (10, "bad_csv"), (11, "bad_csv"),
         (13, "not_utf8"), (15, "bad_csv"),
     ]  # fmt: skip
+
+
+def test_quotes_may_be_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text('id\ttext\n1\t"Great product\n2\tIt broke\n3\tNever again"\n')
+    found, bad = read(source("csv", path, delimiter="\t", id_field="id", quoted=False))
+    assert [(r.text, r.id) for r in found] == [
+        ('"Great product', "1"), ("It broke", "2"), ('Never again"', "3")
+    ]  # fmt: skip
+    assert not bad
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_tables_of_long_texts_come_in_small_blocks(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    rows = [f"{number} {'x' * 2**20}" for number in range(20)]
+    if kind == "csv":
+        path.write_text("text\n" + "".join(f"{row}\n" for row in rows))
+    else:
+        parquet.write_table(arrow.table({"text": rows}), path, use_dictionary=False)
+    whole = source(kind, path)
+    (task,) = plan_tasks([whole])
+    found = [block.texts for block in read_rows(task, whole, Rejects())]
+    assert [text for block in found for text in block] == rows
+    assert max(map(len, found)) <= 3
 
 
 def test_tsv_and_joined_columns(tmp_path: Path) -> None:
@@ -150,6 +176,12 @@ def test_files_are_sorted_and_each_is_read_once(tmp_path: Path) -> None:
     assert found("b.txt", "?.txt", "in/*") == ["a.txt", "b.txt", "c.txt"]
     assert found("**/*.txt") == ["a.txt", "b.txt", "d[1].txt", "c.txt"]
     assert found("d[1].txt") == ["d[1].txt"]
+
+
+def test_a_file_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jsonl")).write_text('{"text": "a"}\n')
+    with pytest.raises(DataError, match="not UTF-8; rename it"):
+        read(source("jsonl", [str(tmp_path / "*.jsonl")]))
 
 
 @pytest.mark.parametrize(
