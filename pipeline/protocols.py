@@ -116,6 +116,7 @@ class Head(nn.Module, ABC):
     """
 
     has_probabilities = True  # the loss is minus the log-probability of the targets
+    phase: int = 0  # of those that it goes through; the loss may jump where it changes
 
     @abstractmethod
     def bind(self, output_weight: Tensor | None, output_bias: Tensor | None = None) -> None:
@@ -192,6 +193,7 @@ class StepPlugin:
     """A method that looks over the shoulder of training. Subclass and override what is needed."""
 
     name = "plugin"
+    phase: int = 0  # of those that it goes through; the loss may jump where it changes
 
     def setup(self, model: nn.Module) -> None:
         """Before the engine exists: register masks, wrap modules, remember parameters."""

@@ -61,7 +61,7 @@ def _unbound(section: HeadConfig, recipe: Recipe, backbone: Backbone) -> Head:
     if isinstance(section, FactoredHeadConfig):
         _check_untied(backbone, "head.kind=factored", "use head.kind=gram")
         return FactoredHead(
-            loss, recipe.batch.tokens, lr_share=section.lr / recipe.optim.lr,
+            loss, recipe.batch.tokens_at, lr_share=section.lr / recipe.optim.lr,
             weight_decay=section.weight_decay, clip_norm=section.clip_norm, logit_scale=scale,
         )  # fmt: skip
     if section.sharded:
@@ -72,11 +72,11 @@ def _unbound(section: HeadConfig, recipe: Recipe, backbone: Backbone) -> Head:
                 "set head.sharded=false, or optim.name=adamw"
             )
         return ShardedGramHead(
-            loss, recipe.batch.tokens, recipe.optim, logit_scale=scale,
+            loss, recipe.batch.tokens_at, recipe.optim, logit_scale=scale,
             learned_scale=section.learned_scale,
         )  # fmt: skip
     return GramHead(
-        loss, recipe.batch.tokens, tied=_is_tied(backbone), logit_scale=scale,
+        loss, recipe.batch.tokens_at, tied=_is_tied(backbone), logit_scale=scale,
         learned_scale=section.learned_scale,
     )  # fmt: skip
 

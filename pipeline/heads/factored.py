@@ -7,6 +7,8 @@ of the optimizer, and is the same on every rank because all of them take the sam
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +26,7 @@ class FactoredHead(GramHead):
     def __init__(
         self,
         loss: SphericalLoss,
-        tokens_per_step: int,
+        tokens_per_step: int | Callable[[int], int],
         *,
         lr_share: float,
         weight_decay: float = 0.0,
@@ -85,4 +87,4 @@ class FactoredHead(GramHead):
 
     def flops(self, clock: Clock) -> float:
         # A token: Q h, its row V[t] U, C and S U^-1; a step: five products of d x d.
-        return (8.0 * self.width**2 + 10.0 * self.width**3 / self.tokens_per_step) / 3
+        return (8.0 * self.width**2 + 10.0 * self.width**3 / self._tokens_at(clock.applied)) / 3

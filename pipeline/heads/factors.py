@@ -36,11 +36,15 @@ class Factors:
             )
         self.outputs, self.width = weight.shape
         self.v = weight
-        self.u = torch.eye(self.width, dtype=weight.dtype, device=weight.device)
-        self.omega = weight.new_zeros(self.width)
-        self.rebuild()
+        self.restart()
         self.steps = torch.zeros(1, dtype=torch.int64)
         self.moved_directions = 0
+
+    def restart(self) -> None:
+        """From the matrix as it stands: V is W, U the identity and w zero."""
+        self.u = torch.eye(self.width, dtype=self.v.dtype, device=self.v.device)
+        self.omega = self.v.new_zeros(self.width)
+        self.rebuild()
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint needs."""

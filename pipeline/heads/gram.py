@@ -9,6 +9,7 @@ factored form (`factored.py`) is for batches small beside the vocabulary and pla
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,13 +23,13 @@ from pipeline.protocols import Engine, Head
 
 
 class GramHead(Head):
-    """`tokens_per_step` is for the count of FLOPs alone. `tied`: autograd writes a gradient into
-    the same matrix, which is added to."""
+    """`tokens_per_step`, by the updates so far where it changes, is for the count of FLOPs alone.
+    `tied`: autograd writes a gradient into the same matrix, which is added to."""
 
     def __init__(
         self,
         loss: SphericalLoss,
-        tokens_per_step: int,
+        tokens_per_step: int | Callable[[int], int],
         *,
         tied: bool = False,
         logit_scale: float = 1.0,
@@ -37,7 +38,8 @@ class GramHead(Head):
         super().__init__()
         self.spherical = loss
         self.has_probabilities = loss.has_probabilities
-        self.tokens_per_step = tokens_per_step
+        varies = callable(tokens_per_step)
+        self._tokens_at: Any = tokens_per_step if varies else lambda _: tokens_per_step
         self.tied = tied
         self.logit_scale = logit_scale
         # o = scale o + offset stays in the family, and lets the loss choose where it works.
@@ -146,7 +148,7 @@ class GramHead(Head):
     def flops(self, clock: Clock) -> float:
         # Forward and backward count as three times this: Q h and C of a token, and its share of
         # the products that form Q and the gradient once a step.
-        once = 4.0 * self.outputs * self.width**2 / self.tokens_per_step
+        once = 4.0 * self.outputs * self.width**2 / self._tokens_at(clock.applied)
         return (4.0 * self.width**2 + once) / 3
 
     def dense_flops(self) -> float:

@@ -34,6 +34,11 @@ class SparseOutputs(nn.Module):
         self.outputs = outputs
         self._head = self._make(loss or squared())
         self._head.bind(self.weight)
+        self.register_load_state_dict_post_hook(lambda outputs, _: outputs._loaded())
+
+    def _loaded(self) -> None:
+        """Other weights are in place: nothing that was kept of those before holds."""
+        self._head.forget()
 
     def _make(self, loss: SphericalLoss) -> GramHead:
         return GramHead(loss, 1)
@@ -89,7 +94,7 @@ class SparseOutputs(nn.Module):
 
 class FactoredOutputs(SparseOutputs):
     """The matrix as a product that takes SGD steps whose cost does not grow with D. No tensor of
-    D x d but the matrix itself; `weight` is up to date after `fold`."""
+    D x d but the matrix itself; `weight` is up to date after `fold`, which comes before saving."""
 
     def _make(self, loss: SphericalLoss) -> GramHead:
         return FactoredHead(loss, 1, lr_share=1.0)
@@ -105,6 +110,9 @@ class FactoredOutputs(SparseOutputs):
     def fold(self) -> None:
         """Bring `weight` up to date."""
         self._factored.settle()
+
+    def _loaded(self) -> None:
+        self._factored.factors.restart()
 
     def write_gradient(self) -> None:
         raise TypeError("a factored matrix has no gradient to write: call step(lr)")

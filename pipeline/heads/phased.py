@@ -22,11 +22,11 @@ class PhasedHead(Head):
         super().__init__()
         self.heads = nn.ModuleList(head for _, head in phases)
         self.ends = [round(until * steps) for until, _ in phases]
-        self._number = 0
+        self.phase = 0
 
     @property
     def active(self) -> Head:
-        head = self.heads[self._number]
+        head = self.heads[self.phase]
         assert isinstance(head, Head)
         return head
 
@@ -40,7 +40,7 @@ class PhasedHead(Head):
 
     def begin_step(self, clock: Clock) -> None:
         last = len(self.ends) - 1
-        self._number = next((i for i, end in enumerate(self.ends) if clock.applied < end), last)
+        self.phase = next((i for i, end in enumerate(self.ends) if clock.applied < end), last)
         self.active.begin_step(clock)
 
     def loss(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

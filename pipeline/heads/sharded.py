@@ -7,6 +7,7 @@ of their gradient; no tensor of D x d is ever communicated. Rows are in fp32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class ShardedGramHead(GramHead):
     def __init__(
         self,
         loss: SphericalLoss,
-        tokens_per_step: int,
+        tokens_per_step: int | Callable[[int], int],
         optim: OptimConfig,
         *,
         logit_scale: float = 1.0,

@@ -163,7 +163,9 @@ class TransformerBackbone(Backbone):
             for name, p in self.causal_lm.named_parameters()
             if len(_shape(p)) == 2 and id(p) not in embeddings and not _is_position(name)
         ]
-        attention = config.num_hidden_layers * 2 * window * config.hidden_size
+        # Of heads that together may be wider than the model, as in Qwen3.
+        width = (getattr(config, "head_dim", None) or 0) * config.num_attention_heads
+        attention = config.num_hidden_layers * 2 * window * (width or config.hidden_size)
         blocks = sum(2 * math.prod(_shape(p)) for p in matrices)
         return Flops(float(blocks), float(attention), 0.0)
 

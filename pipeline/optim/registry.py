@@ -18,10 +18,12 @@ _CLIMBS = "it goes through a batch twice, which optim.sam_rho does around any op
 _SECOND = "it needs a second backward pass through the first, which ZeRO does not allow"
 _AVERAGED = "it keeps two sets of weights and has to be told which one is looked at"
 _INSIDE = "it updates weights inside the backward pass, where nothing is accumulated or reduced yet"
+_TOO_SOON = "it makes its state before weights are placed and divided; rmsprop and adamw do not"
 _MATRICES = "it takes matrices only; muon has AdamW beside it for the rest"
 _NO_RATIO = "its 8-bit update leaves out the ratio of norms that is the method"
 # Why these names are no choice here.
 _UNFIT = {
+    "adagrad": _TOO_SOON,
     "lbfgs": _TWICE, "bsam": _TWICE, "alig": _TWICE,
     "sam": _CLIMBS, "gsam": _CLIMBS, "wsam": _CLIMBS, "looksam": _CLIMBS, "friendlysam": _CLIMBS,
     "sparseadam": "it takes sparse gradients only, and all gradients here are dense",

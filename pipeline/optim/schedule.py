@@ -13,15 +13,18 @@ def learning_rate(section: OptimConfig, batch: BatchConfig, applied: int, run_st
     """The rate of the update after `applied` updates. Under `scaling` it follows a growing batch.
 
     A warm-up of W steps from zero has peak / W first and the peak last; from the reference rate it
-    begins at that rate (Goyal et al. 2017, section 2.2). The decay runs from there to its horizon
-    (default: the run's length), then the rate stays where it is.
+    begins at that rate (Goyal et al. 2017, section 2.2). The decay ends at its horizon (default:
+    the run's length), then the rate stays where it is. Cosine and linear begin after the warm-up;
+    the points of `step` and `wsd` are shares of the horizon, warm-up included, as their sources
+    have it.
     """
     peak = section.peak_lr(batch.global_batch_at(applied) * batch.window_tokens)
     warmup = section.warmup_length(batch)
     if applied < warmup:
         return _warmed(section, peak, applied, warmup)
     horizon = section.decay_length(batch, run_steps)
-    t = min((applied - warmup) / max(horizon - warmup, 1), 1.0)
+    begins = 0 if section.decay in ("step", "wsd") else warmup
+    t = min((applied - begins) / max(horizon - begins, 1), 1.0)
     return peak * _left(section, t)
 
 

@@ -27,7 +27,7 @@ from pipeline.recipe.evaluation import EvalConfig
 from pipeline.recipe.export import ExportConfig
 from pipeline.recipe.finetune import FinetuneConfig, FinetuneRecipe
 from pipeline.recipe.grid import GridConfig
-from pipeline.recipe.head import HeadConfig, SoftmaxHeadConfig
+from pipeline.recipe.head import HeadConfig, PhasedHeadConfig, SoftmaxHeadConfig
 from pipeline.recipe.model import MLSTMConfig, ModelConfig
 from pipeline.recipe.optim import OptimConfig
 from pipeline.recipe.precision import PrecisionConfig
@@ -209,6 +209,7 @@ def _cross_check(recipe: Recipe) -> None:
             "tokens would differ; remove one of them"
         )
     _check_compile(recipe)
+    _check_masked_head(recipe)
     stride = recipe.eval.stride_tokens
     if stride is not None and stride > recipe.batch.window_tokens:
         raise RecipeError(
@@ -226,6 +227,17 @@ def _cross_check(recipe: Recipe) -> None:
     if recipe.recurrent and recipe.tokenizer.kind != "bytes":
         raise RecipeError(
             f"model.kind=mlstm reads bytes, but tokenizer.kind={recipe.tokenizer.kind}: use bytes"
+        )
+
+
+def _check_masked_head(recipe: Recipe) -> None:
+    if not (isinstance(recipe.sparsity, MixedConfig) and recipe.sparsity.mask_head):
+        return
+    phases = recipe.head.phases if isinstance(recipe.head, PhasedHeadConfig) else [recipe]
+    if other := [phase.head.kind for phase in phases if phase.head.kind != "softmax"]:
+        raise RecipeError(
+            f"sparsity.mask_head with head.kind={other[0]}: only the gradient and the FLOPs of a "
+            "softmax can be masked; set sparsity.mask_head=false, or head.kind=softmax"
         )
 
 

@@ -45,6 +45,10 @@ class BatchConfig(Section):
                 return batch
         return self.global_batch
 
+    def tokens_at(self, applied: int) -> int:
+        """Tokens of the update after `applied` updates."""
+        return self.global_batch_at(applied) * self.window_tokens
+
     def tokens_after(self, applied: int) -> int:
         """Tokens of the first `applied` updates."""
         tokens = done = 0

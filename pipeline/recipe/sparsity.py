@@ -65,7 +65,8 @@ class MixedConfig(Section):
         "every linear layer but embeddings and head",
     )  # fmt: skip
     mask_head: bool = Field(
-        default=False, description="mask the output matrix too, and with it a tied embedding"
+        default=False,
+        description="mask the output matrix of a softmax too, and with it a tied embedding",
     )
     densities: Literal["uniform", "erdos_renyi"] = Field(
         default="erdos_renyi", description="how a density is shared out among the matrices"

@@ -11,7 +11,7 @@ from pipeline.ranks import from_rank0
 from pipeline.seeds import generator_for
 from pipeline.sparsity.choose import choose
 from pipeline.sparsity.design import Design
-from pipeline.sparsity.linear import EXECUTORS, SparseLinear
+from pipeline.sparsity.linear import EXECUTORS, SparseLinear, missing
 from pipeline.sparsity.matrices import Matrix
 from pipeline.sparsity.topology import random_mask
 
@@ -35,12 +35,12 @@ class Executors:
                 "modules is one: use masked"
             )
         self._choices: Tensor | None = None  # (phases, matrices), numbers of _NAMES
-        self._stale = True
+        self._stale, self._fit = True, True
 
     def arrange(self, phase: int, scoring: bool) -> None:
         """Before an iteration: every layer knows its mask and how to compute. Collective."""
-        if self._choices is None:
-            self._choices = from_rank0(self._choose)
+        if self._choices is None or not self._fit:
+            self._choices, self._fit = from_rank0(self._choose), True
         rows = zip(self._matrices, self._layers, self._choices[phase].tolist(), strict=True)
         for matrix, layer, choice in rows:
             matrix.passes = scoring or layer is not None
@@ -64,6 +64,18 @@ class Executors:
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take what `state` gave."""
         self._choices, self._stale = tensors.get("executors"), True
+        wanted = self._design.section.executor
+        self._fit = self._choices is None or wanted != "auto" or self._can_execute(self._choices)
+
+    def _can_execute(self, choices: Tensor) -> bool:
+        """Whether choices, made perhaps on another device or in another precision, can be followed
+        here."""
+        columns = zip(self._matrices, self._layers, choices.t().tolist(), strict=True)
+        return not any(
+            layer is not None and missing(_NAMES[choice], matrix.block, layer.weight)
+            for matrix, layer, column in columns
+            for choice in set(column)
+        )
 
     def _choose(self) -> Tensor:
         """For every phase and matrix; what is equal in shape and density is measured once."""

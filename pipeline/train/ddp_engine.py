@@ -58,7 +58,8 @@ class DDPEngine:
             self._masters = {p: nn.Parameter(p.detach().clone()) for p in self._masters}
             for group in optimizer.param_groups:
                 group["params"] = [self._masters[p] for p in group["params"]]
-            module.bfloat16()
+            for parameter in module.parameters():  # no buffers: positions are counted in them
+                parameter.data = parameter.data.bfloat16()
         self._trained = [p for p in module.parameters() if p.requires_grad]
         self._hook = build_hook(section)
         self._ddp = _wrapped(module, section)

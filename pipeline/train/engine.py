@@ -75,6 +75,25 @@ def check_config(config: dict[str, Any], where: Path) -> None:
             "anew and reads full tensors back in the old order: remove it"
         )
     nvme.check_keys(config["zero_optimization"], where)
+    _check_optimizer_keys(config, where)
+
+
+def _check_optimizer_keys(config: dict[str, Any], where: Path) -> None:
+    """Keys that make DeepSpeed take an optimizer of another kind, whose state a checkpoint here
+    does not know: told at the start rather than at the first save."""
+    zero, bf16 = config["zero_optimization"], config["bf16"]
+    accumulated = config.get("data_types", {}).get("grad_accum_dtype")
+    offload = (zero.get("offload_optimizer") or {}).get("device")
+    wrong = {
+        "data_types.grad_accum_dtype with bf16 at ZeRO 0 and 1: set engine.zero_stage=2":
+            bf16["enabled"] and accumulated not in (None, "bf16") and zero["stage"] < 2,
+        "bf16.bf16_master_weights_and_grads without offload_optimizer":
+            bf16.get("bf16_master_weights_and_grads") and offload != "cpu",
+        "zero_optimization.zenflow": zero.get("zenflow"),
+    }  # fmt: skip
+    for keys, found in wrong.items():
+        if found:
+            raise RecipeError(f"{where}: {keys}: its weights could not be saved, or remove the key")
 
 
 def check_machine(config: dict[str, Any]) -> None:

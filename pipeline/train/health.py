@@ -25,6 +25,7 @@ class Health:
     def __init__(self, window_steps: int) -> None:
         self.losses: deque[float] = deque(maxlen=window_steps)
         self.useless_in_a_row = 0
+        self._phases: list[int] = []
         self.saved_at = 0  # instances of the newest checkpoint: a rollback leads there
 
     def deviations(self, loss: float) -> float:
@@ -36,6 +37,12 @@ class Health:
         variance = math.fsum((x - mean) ** 2 for x in self.losses) / count
         return (loss - mean) / max(math.sqrt(variance), _LEAST_DEVIATION * abs(mean), 1e-12)
 
+    def enter(self, phases: list[int]) -> None:
+        """Head and plug-ins are in these phases: the losses of others are no measure for theirs."""
+        if phases != self._phases:
+            self.losses.clear()
+            self._phases = phases
+
     def count(self, result: StepResult, loss: float) -> None:
         """A step whose batch was computed has ended so."""
         useless = result in (StepResult.OVERFLOW, StepResult.SKIPPED)
@@ -45,9 +52,10 @@ class Health:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON."""
-        return {"losses": list(self.losses)}
+        return {"losses": list(self.losses), "phases": self._phases}
 
     def load_state(self, state: dict[str, Any], instances: int) -> None:
         """Go on from the checkpoint at `instances`."""
         self.losses.extend(state["losses"])
+        self._phases = state.get("phases", self._phases)
         self.saved_at = instances

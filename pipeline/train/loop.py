@@ -62,13 +62,17 @@ def train_step(run: TrainingRun) -> StepResult:
     run.module.head.begin_step(clock)
     for plugin in run.plugins:
         plugin.before_iteration(engine, clock)
+    run.health.enter([run.module.head.phase, *(plugin.phase for plugin in run.plugins)])
     engine.set_lr(run.learning_rate(clock.applied))
     twice = any(plugin.passes > 1 for plugin in run.plugins)
     states = run.lanes.copy() if twice else None
     run.share(accumulate(run, batch))
-    if twice and math.isfinite(run.last_loss):
+    verdict = judge_loss(run)
+    if verdict:
+        engine.discard()
+    elif twice and math.isfinite(run.last_loss):
         _second_pass(run, batch, states)
-    result = _apply(run)
+    result = verdict or _apply(run)
     if result is StepResult.OVERFLOW:
         run.lanes.drop_nonfinite()
     run.module.head.after_step(result)
@@ -111,11 +115,7 @@ def _second_pass(run: TrainingRun, batch: Batch, states: torch.Tensor | None) ->
 
 
 def _apply(run: TrainingRun) -> StepResult:
-    """Hand the reduced gradients to head and plug-ins, then to the optimizer; or none of it, when
-    the loss says so."""
-    if verdict := judge_loss(run):
-        run.engine.discard()
-        return verdict
+    """Hand the reduced gradients to head and plug-ins, then to the optimizer."""
     run.module.head.finish_accumulation(run.engine)
     verdicts = [plugin.after_backward(run.engine, run.clock) for plugin in run.plugins]
     if StepResult.TOPOLOGY in verdicts:

@@ -27,7 +27,7 @@ def check_replicas(run: TrainingRun) -> None:
     tensors = dict(replicated(run))
     if world_size() == 1 or not tensors:
         return
-    sums = bit_sums(tensors.values())
+    sums = bit_sums(tensors.values(), run.engine.device)
     differing = first_difference(sums)
     if differing is None:
         return
@@ -57,12 +57,11 @@ def replicated(run: TrainingRun) -> Iterator[tuple[str, Tensor]]:
         yield f"head.{name}", tensor
 
 
-def bit_sums(tensors: Iterable[Tensor]) -> Tensor:
-    """(n,) int64: the bits of each tensor, read as integers and added. One changed element always
-    changes its sum."""
-    return torch.stack(
-        [t.detach().view(_INTEGERS[t.element_size()]).sum(dtype=torch.int64) for t in tensors]
-    )
+def bit_sums(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
+    """(n,) int64 on `device`: the bits of each tensor, wherever it lies, read as integers and
+    added. One changed element always changes its sum."""
+    bits = (t.detach().view(_INTEGERS[t.element_size()]) for t in tensors)
+    return torch.stack([b.sum(dtype=torch.int64).to(device) for b in bits])
 
 
 def first_difference(sums: Tensor) -> int | None:

@@ -29,6 +29,8 @@ def identity(recipe: Recipe, prepared: Prepared, dtype: str) -> dict[str, Any]:
     horizon = recipe.optim.decay_steps or recipe.optim.decay_tokens
     if horizon is None and recipe.optim.decay != "none":
         optim["decay_steps"] = recipe.run.steps
+    # Phases are shares of the run: in a longer one they would lie elsewhere.
+    phased = recipe.head.kind == "phased" or recipe.sparsity.kind == "mixed"
     return {
         "model": recipe.model.model_dump(mode="json"),
         "head": recipe.head.model_dump(mode="json"),
@@ -37,7 +39,7 @@ def identity(recipe: Recipe, prepared: Prepared, dtype: str) -> dict[str, Any]:
         "batch": {
             key: batch[key] for key in ("global_batch", "window_tokens", "ramp") if batch[key] != []
         },
-        "run": {"seed": recipe.run.seed},
+        "run": {"seed": recipe.run.seed} | ({"steps": recipe.run.steps} if phased else {}),
         "precision": {"dtype": dtype},
         "tokenizer": {"fingerprint": prepared.tokenizer_fingerprint},
         "data": {"fingerprint": prepared.fingerprint},
@@ -50,10 +52,13 @@ _OF_EACH_RANK = {"powersgd", "post_local_sgd"}  # hooks that keep something of e
 def layout(recipe: Recipe, world_size: int) -> dict[str, Any]:
     """How a run is spread: what may change when it is resumed."""
     engine = recipe.engine
-    return {
+    spread = {
         "engine": engine.kind, "comm_hook": engine.comm_hook, "zero_stage": engine.zero_stage,
         "world_size": world_size,
     }  # fmt: skip
+    # The factors that PowerSGD keeps are of one rank, and of one cut into buckets.
+    factors = {"powersgd_rank": engine.powersgd_rank, "bucket_mib": engine.bucket_mib}
+    return spread | (factors if engine.comm_hook == "powersgd" else {})
 
 
 def differences(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
@@ -100,15 +105,16 @@ def check_fits(
             "go on with the version that saved it, or choose another run.name"
         )
     saved = _with_newer_keys(trainer["identity"], recipe)
+    wanted = identity(recipe, prepared, dtype)
+    saved["run"] = {key: saved["run"].get(key, wanted["run"][key]) for key in wanted["run"]}
     if saved["precision"]["dtype"] == "fp32":
         saved = saved | {"precision": {"dtype": dtype}}
-    lines = differences(saved, identity(recipe, prepared, dtype))
-    was, now = (
-        {key: spread[key] for key in ("comm_hook", "world_size")}
-        for spread in (trainer, layout(recipe, world_size))
-    )
+    lines = differences(saved, wanted)
+    now = layout(recipe, world_size)
+    was = {key: trainer.get(key, now[key]) for key in now}
     if {was["comm_hook"], now["comm_hook"]} & _OF_EACH_RANK:
-        lines += differences(was, now)
+        may_change = dict.fromkeys(("engine", "zero_stage"))
+        lines += differences(was | may_change, now | may_change)
     if lines:
         raise RecipeError(
             f"{folder} cannot be resumed with this recipe:\n  "

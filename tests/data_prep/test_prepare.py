@@ -200,7 +200,7 @@ def test_a_shard_too_large_for_memory_is_refused(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage, "_SHARD_BYTES", 1000)
-    with pytest.raises(RecipeError, match="data.shard_tokens=5,000 is about .* expected 1,... at most"):
+    with pytest.raises(RecipeError, match="tokens=5,000 is about .* expected 1,... at most"):
         prepare("recipe.yaml", ["data.shard_tokens=5000"])
     prepare("recipe.yaml", ["data.shard_tokens=1000"])
 

@@ -234,3 +234,31 @@ def rank_remembering(rank: int) -> str:
 def test_an_optimizer_that_could_not_be_saved_is_refused_in_its_first_step() -> None:
     (found,) = run_ranks(1, rank_remembering)
     assert "Remembering keeps more than tensors and numbers in object" in found
+
+
+class Rotary(nn.Module):
+    """A layer with a table of positions beside its weights."""
+
+    table: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.register_buffer("table", 1 / torch.arange(1, 4).float(), persistent=False)
+
+
+def rank_rounded(rank: int) -> tuple[torch.dtype, torch.dtype]:
+    from pipeline.recipe.engine import EngineConfig
+    from pipeline.train.ddp_engine import DDPEngine
+    from pipeline.train.engine import init_distributed
+
+    init_distributed(2)
+    module = Rotary()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    DDPEngine(module, optimizer, EngineConfig(kind="ddp"), "bf16", 0.0)
+    return module.weight.dtype, module.table.dtype
+
+
+def test_bf16_rounds_weights_and_no_tables() -> None:
+    """Rotary angles of bf16 would be those of other positions, which no export has."""
+    assert run_ranks(1, rank_rounded) == [(torch.bfloat16, torch.float32)]

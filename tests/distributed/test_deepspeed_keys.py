@@ -95,3 +95,23 @@ def test_what_would_be_wrong_or_cannot_run_is_refused(
         pytest.skip("there is a GPU to quantise on")
     with pytest.raises(RecipeError, match=f"zero_optimization.{key}: .*{words}"):
         steps(tmp_path, stage, {key: True}, {})
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes"),
+    [(0, {"data_types": {"grad_accum_dtype": "fp32"}}),
+     (1, {"data_types": {"grad_accum_dtype": "fp32"}}),
+     (1, {"bf16": {"enabled": "auto", "bf16_master_weights_and_grads": True}}),
+     (2, {"zero_optimization": {"stage": 2, "zenflow": {"topk_ratio": 0.1}}})],
+    ids=str,
+)  # fmt: skip
+def test_optimizers_that_could_not_be_saved_are_refused_at_the_start(
+    tmp_path: Path, stage: int, changes: dict[str, Any]
+) -> None:
+    template = tmp_path / "template.json"
+    template.write_text(json.dumps({"zero_optimization": {"stage": "auto"}} | changes))
+    engine = {"zero_stage": stage, "template": str(template)}
+    recipe = Recipe.model_validate(recipe_tree(tmp_path, "transformer", engine=engine))
+    config = derive_deepspeed(recipe, 1, "bf16")
+    with pytest.raises(RecipeError, match="its weights could not be saved, or remove the key"):
+        check_config(config, template)

@@ -14,6 +14,8 @@ from pipeline.train.replicas import bit_sums
 from tests.pipeline.tiny import write_recipe
 from tests.ranks import run_ranks
 
+CPU = torch.device("cpu")
+
 
 def rank_with_a_flipped_bit(rank: int, recipe: str, dtype: str) -> tuple[str, str, int]:
     """Train with one bit of one weight of rank 1 flipped after the second step."""
@@ -69,12 +71,12 @@ def test_one_flipped_bit_is_found_and_its_tensor_named(
 )
 def test_any_changed_element_changes_the_sum(dtype: torch.dtype) -> None:
     tensor = torch.arange(24).reshape(4, 6).to(dtype)
-    before = bit_sums([tensor, tensor.t()])
+    before = bit_sums([tensor, tensor.t()], CPU)
     assert before[0] == before[1]  # of any layout
     for place in ((0, 0), (3, 5)):
         changed = tensor.clone()
         changed[place] += 1
-        assert bit_sums([changed]) != before[:1]
+        assert bit_sums([changed], CPU) != before[:1]
 
 
 def rank_slow(rank: int, recipe: str, sleepers: list[int]) -> list[str]:

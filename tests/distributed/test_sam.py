@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.clock import Clock
 from tests.distributed.test_ddp import DDP, trained
-from tests.distributed.training import train_recipe
+from tests.distributed.training import plant, train_recipe
 from tests.pipeline.tiny import losses, write_recipe
 from tests.ranks import run_ranks
 
@@ -99,6 +99,36 @@ def test_lane_states_are_those_of_the_first_pass_and_ranks_do_not_matter(tmp_pat
     recipe = str(write_recipe(tmp_path, "mlstm"))
     run_ranks(1, train_recipe, recipe, ["run.name=one", *sam])
     assert straight == pytest.approx(losses(tmp_path / "runs/one"), abs=5e-5)
+
+
+def rank_skipped(rank: int, recipe: str) -> tuple[list[bool], list[str]]:
+    """Of every step whether it moved the weights, and what became of it."""
+    from pipeline.recipe import load_recipe
+    from pipeline.train.engine import init_distributed
+    from pipeline.train.loop import train_step
+    from pipeline.train.start import start_run
+
+    init_distributed(2)
+    run = start_run(load_recipe(recipe, []))
+    plant(run, 72, 30.0)
+    moved, results = [], []
+    for _ in range(12):
+        before = [p.detach().clone() for p in run.module.parameters()]
+        results.append(train_step(run).value)
+        pairs = zip(before, run.module.parameters(), strict=True)
+        moved.append(not all(torch.equal(old, new) for old, new in pairs))
+    run.close()
+    return moved, results
+
+
+def test_a_batch_that_is_skipped_leaves_the_weights_where_they_were(tmp_path: Path) -> None:
+    recipe = write_recipe(
+        tmp_path, "transformer", run__steps=16, engine__kind="ddp", optim__sam_rho=0.5,
+        watch__spike="skip", watch__spike_window_steps=6,
+    )  # fmt: skip
+    moved, results = run_ranks(1, rank_skipped, str(recipe))[0]
+    assert results[9] == "skipped" and results.count("applied") == 11
+    assert [step for step, m in enumerate(moved) if not m] == [9]
 
 
 def rank_poisoned(rank: int) -> Any:

@@ -57,6 +57,23 @@ def test_a_loss_that_stands_still_is_no_alarm() -> None:
     assert alarms(Health(128), curve) == [160]
 
 
+def test_losses_of_another_phase_are_no_measure() -> None:
+    """A head of another loss follows, or most weights are gone: what jumps by plan is no spike."""
+    health = Health(16)
+    for step in range(40):
+        health.enter([0, int(step >= 20)])
+        loss = (2.0 if step < 20 else 9.0) + 0.01 * (step % 3)
+        if step == 30:
+            fresh = Health(16)
+            fresh.load_state(json.loads(json.dumps(health.state())), instances=step)
+            health = fresh
+            health.enter([0, 1])
+            assert len(health.losses) == 10
+        assert health.deviations(loss) <= SIGMA
+        health.count(StepResult.APPLIED, loss)
+    assert health.deviations(20.0) > SIGMA
+
+
 def test_a_window_that_is_not_full_gives_no_verdict() -> None:
     assert alarms(Health(128), [2.0] * 127 + [9.0]) == []
     assert alarms(Health(128), [2.0] * 128 + [9.0]) == [128]

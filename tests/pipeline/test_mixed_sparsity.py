@@ -7,6 +7,7 @@ import torch
 
 from data_prep.errors import RecipeError
 from data_prep.recipe.loader import validate
+from pipeline.clock import Clock
 from pipeline.heads.softmax import SoftmaxHead
 from pipeline.models.build import build_backbone
 from pipeline.models.mlstm.cell import NormedMatrix
@@ -14,7 +15,7 @@ from pipeline.protocols import Backbone, Head
 from pipeline.recipe.model import ModelConfig
 from pipeline.recipe.sparsity import SparsityConfig
 from pipeline.sparsity.design import Design, design
-from pipeline.sparsity.linear import SparseLinear
+from pipeline.sparsity.linear import EXECUTORS, SparseLinear
 from pipeline.sparsity.mixed import MixedSparsity
 from pipeline.train.module import TrainModule
 
@@ -152,6 +153,21 @@ def test_an_executor_for_layers_that_are_none_is_refused() -> None:
         plugin_for(backbone, bound(backbone))
     with pytest.raises(RecipeError, match="executor=gather computes linear layers"):
         plugin_for(backbone, bound(backbone), modules=["*.w_h"], block=8, executor="gather")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_choice_that_cannot_be_followed_any_more_is_made_anew(dtype: torch.dtype) -> None:
+    """A checkpoint of fp32 goes on in bf16, where sums cannot grow block by block."""
+    phases = [{"name": "sparse", "until": 1.0, "density": 0.25, "drop_fraction": 0.0}]
+    plugin = plugin_for(*built(), block=16, phases=phases, attention=None, executor="auto")
+    blocks = list(EXECUTORS).index("blocks")
+    saved = torch.full((1, len(plugin.matrices)), blocks, dtype=torch.int8)
+    for matrix in plugin.matrices:
+        matrix.module.to(dtype)
+    plugin._executors.load({"executors": saved})
+    plugin.before_iteration(None, Clock())  # type: ignore[arg-type]  # no engine is asked
+    chosen = plugin._executors.state()["executors"]
+    assert (chosen == blocks).all() if dtype is torch.float32 else not (chosen == blocks).any()
 
 
 def test_attention_that_cannot_be_made_sparse_is_refused_before_training() -> None:

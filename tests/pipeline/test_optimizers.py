@@ -19,7 +19,7 @@ from pipeline.recipe import load_recipe
 from pipeline.recipe.optim import OptimConfig
 from tests.pipeline.tiny import write_recipe
 
-OF_TORCH = ["sgd", "Adam", "adamw", "NAdam", "radam", "adamax", "adagrad", "adadelta", "rmsprop",
+OF_TORCH = ["sgd", "Adam", "adamw", "NAdam", "radam", "adamax", "adadelta", "rmsprop",
             "asgd", "adafactor", "muon"]  # fmt: skip
 OF_LIBRARY = ["lion", "lamb", "lars", "adabelief", "adan", "soap", "shampoo", "came"]
 OF_EIGHT_BITS = ["bnb_adamw8bit", "bnb_lion8bit", "ao_adamw8bit", "ao_adamw4bit"]

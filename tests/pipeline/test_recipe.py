@@ -131,6 +131,8 @@ def test_recipes_and_studies_are_not_taken_for_each_other(tmp_path: Path) -> Non
         ({"optim__warmup_steps": 9}, "optim.warmup_steps=9 is not shorter than run.steps=6"),
         ({"tokenizer": {"kind": "bpe"}}, "model.kind=mlstm reads bytes, but tokenizer.kind=bpe"),
         ({"data__split": {"validation": 0.6, "test": 0.4}}, "validation + test is 1.0"),
+        ({"sparsity": {"kind": "mixed", "mask_head": True}, "head": {"kind": "sampled"}},
+         "sparsity.mask_head with head.kind=sampled"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named(tmp_path: Path, changes: dict[str, Any], words: str) -> None:

@@ -95,6 +95,15 @@ def test_a_rate_in_steps_falls_by_its_factor_and_not_below_the_last_share() -> N
     assert found == pytest.approx([0.8, 0.8, 0.08, 0.08, 0.04, 0.04])
 
 
+def test_the_points_of_a_decay_are_shares_of_the_whole_run() -> None:
+    """Goyal et al. 2017 fall after 30, 60 and 80 of 90 epochs, of which 5 are warm-up."""
+    stepped = section(decay="step", warmup_steps=500)
+    rates = [learning_rate(stepped, n, 9000) / 0.8 for n in (2999, 3000, 5999, 6000, 7999, 8000)]
+    assert rates == pytest.approx([1, 0.1, 0.1, 0.01, 0.01, 0.001])
+    stable = section(decay="wsd", warmup_steps=3000)
+    assert [learning_rate(stable, n, 9000) / 0.8 for n in (7200, 8100)] == pytest.approx([1, 0.5])
+
+
 def scaled(**changes: Any) -> OptimConfig:
     """A batch of four times the reference."""
     return section(**{"reference_tokens": 250, "scaling": "linear"} | changes)

@@ -70,6 +70,21 @@ def test_the_factored_form_takes_sgd_steps() -> None:
 
 
 @pytest.mark.parametrize("kind", [SparseOutputs, FactoredOutputs])
+def test_weights_that_are_loaded_are_those_that_count(kind: type[SparseOutputs]) -> None:
+    trained, outputs = kind(WIDTH, OUTPUTS), kind(WIDTH, OUTPUTS)
+    hidden, ids, values = batch()
+    for made in (trained, outputs):  # each has formed what it keeps of its matrix
+        made(hidden, ids, values).mean().backward()
+    if isinstance(trained, FactoredOutputs) and isinstance(outputs, FactoredOutputs):
+        for made in (trained, outputs):
+            made.step(lr=0.1)
+        trained.fold()
+    outputs.load_state_dict(trained.state_dict())
+    expected = dense(trained.weight.detach(), hidden, ids, values)
+    torch.testing.assert_close(outputs(hidden, ids, values), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [SparseOutputs, FactoredOutputs])
 def test_topk_in_chunks_is_topk(kind: type[SparseOutputs]) -> None:
     outputs = kind(WIDTH, OUTPUTS)
     hidden = torch.randn(EXAMPLES, WIDTH)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from data_prep.errors import RecipeError
+from pipeline.clock import Clock
 from pipeline.heads.gram import GramHead
 from pipeline.heads.spherical import SphericalLoss, build_loss
 from pipeline.heads.sums import Examples, GradientSums
@@ -200,3 +201,11 @@ def test_no_tensor_of_tokens_times_vocabulary_exists() -> None:
         head(hidden, ids, torch.ones(1, tokens))[0].backward()
         head.sums.gradient(head.weight)
     assert largest == outputs * 8  # W itself
+
+
+def test_what_is_done_once_a_step_is_shared_by_the_tokens_of_that_step() -> None:
+    head = GramHead(build_loss("taylor"), lambda applied: 100 if applied < 5 else 1000)
+    head.bind(torch.zeros(50, 8))
+    of_a_token, once = 4.0 * 8**2, 4.0 * 50 * 8**2
+    counted = [3 * head.flops(Clock(applied=applied)) for applied in (4, 5)]
+    assert counted == pytest.approx([of_a_token + once / 100, of_a_token + once / 1000])

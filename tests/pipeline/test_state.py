@@ -21,6 +21,7 @@ from pipeline.train.state import (
     conversions,
     differences,
     identity,
+    layout,
     load_rng,
     load_tensors,
     save_rng,
@@ -60,6 +61,41 @@ def test_a_run_is_the_same_run_or_every_difference_is_named(
 ) -> None:
     saved = identity(recipe(), PREPARED, "fp32")
     assert differences(saved, identity(recipe(**changes), PREPARED, "fp32")) == lines
+
+
+@pytest.mark.parametrize(
+    "phased",
+    [
+        {"sparsity": {"kind": "mixed", "plan": "mst"}},
+        {"head": {"kind": "phased", "phases": [
+            {"until": 0.5, "head": {"kind": "gram", "loss": "taylor"}},
+            {"until": 1.0, "head": {"kind": "softmax"}},
+        ]}},
+    ],
+)  # fmt: skip
+def test_phases_are_of_a_run_of_one_length(tmp_path: Path, phased: dict[str, Any]) -> None:
+    def made(steps: int) -> Recipe:
+        changes = {"run__steps": steps, "optim__decay": "none", **phased}
+        return Recipe.model_validate(recipe_tree(Path("x"), "transformer", **changes))
+
+    saved = identity(made(6), PREPARED, "fp32")
+    lines = differences(saved, identity(made(9), PREPARED, "fp32"))
+    assert lines == ["run.steps: 6 in the checkpoint, 9 now"]
+    del saved["run"]["steps"]  # a checkpoint from before that was kept
+    write_trainer(tmp_path, {"format": FORMAT, "identity": saved, **LAYOUT})
+    check_fits(tmp_path, made(9), PREPARED, "fp32", 1)
+
+
+def test_factors_of_another_rank_are_no_factors(tmp_path: Path) -> None:
+    def made(rank: int) -> Recipe:
+        engine = {"kind": "ddp", "comm_hook": "powersgd", "powersgd_rank": rank}
+        return recipe(engine=engine)
+
+    saved = identity(made(1), PREPARED, "fp32")
+    write_trainer(tmp_path, {"format": FORMAT, "identity": saved, **layout(made(1), 2)})
+    check_fits(tmp_path, made(1), PREPARED, "fp32", 2)
+    with pytest.raises(RecipeError, match="powersgd_rank: 1 in the checkpoint, 2 now"):
+        check_fits(tmp_path, made(2), PREPARED, "fp32", 2)
 
 
 def test_a_key_that_is_newer_than_the_checkpoint_has_its_default(tmp_path: Path) -> None:

@@ -205,6 +205,13 @@ def test_flops_of_other_families_are_those_that_pytorch_counts(architecture: str
     assert backbone.flops(WINDOW).total == pytest.approx(counted(backbone) - masked_half, rel=0.01)
 
 
+def test_heads_may_be_wider_than_the_model() -> None:
+    backbone = make("qwen3", **SIZES, num_key_value_heads=2, head_dim=32)
+    heads = backbone.causal_lm.config.num_attention_heads
+    masked_half = 2 * 2 * WINDOW * 32 * heads
+    assert backbone.flops(WINDOW).total == pytest.approx(counted(backbone) - masked_half, rel=0.01)
+
+
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox", "gemma2", "opt", "phi"])
 def test_layers_may_begin_as_the_identity(architecture: str) -> None:
     """Then the last state depends on the last token and its place alone, until training begins."""
