@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .arguments import DiscreetParser
+from .arguments import DiscreetParser, counted, natural
 from .errors import RecipeError, run_main
 
 _EXIT_CODES = """exit codes:
@@ -64,10 +64,10 @@ def _parser(with_keys: bool) -> DiscreetParser:
     )
     _recipe_arguments(submit)
     submit.add_argument("--engine", choices=("slurm", "ray", "local"), default="slurm")
-    submit.add_argument("--parts", type=_positive, required=True, help="processes over all hosts")
+    submit.add_argument("--parts", type=counted, required=True, help="processes over all hosts")
     submit.add_argument("--partition", help="SLURM partition")
     submit.add_argument("--time", default="24:00:00", help="SLURM time limit (default 24:00:00)")
-    submit.add_argument("--cpus", type=_positive, default=1, help="cores of a part (default 1)")
+    submit.add_argument("--cpus", type=counted, default=1, help="cores of a part (default 1)")
     submit.set_defaults(run=_submit)
     inspect = commands.add_parser(
         "inspect",
@@ -77,9 +77,9 @@ def _parser(with_keys: bool) -> DiscreetParser:
     )
     inspect.add_argument("folder", metavar="FOLDER", help="a prepared folder (data.folder)")
     inspect.add_argument(
-        "--documents", type=_natural, default=3, metavar="N", help="documents to show (default 3)"
+        "--documents", type=natural, default=3, metavar="N", help="documents to show (default 3)"
     )
-    inspect.add_argument("--seed", type=_natural, help="choose the same documents each time")
+    inspect.add_argument("--seed", type=natural, help="choose the same documents each time")
     inspect.set_defaults(run=_inspect)
     return parser
 
@@ -88,22 +88,8 @@ def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="YAML file with data: and tokenizer:")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="such as data.seed=1")
     parser.add_argument(
-        "--workers", type=_positive, metavar="N", help="processes on this host (default: cores)"
+        "--workers", type=counted, metavar="N", help="processes on this host (default: cores)"
     )
-
-
-def _positive(text: str) -> int:
-    return _at_least(1, text)
-
-
-def _natural(text: str) -> int:
-    return _at_least(0, text)
-
-
-def _at_least(least: int, text: str) -> int:
-    if not re.fullmatch(r"\d+", text) or int(text) < least:
-        raise argparse.ArgumentTypeError(f"found {text}, expected {least} or more")
-    return int(text)
 
 
 def _keys() -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from .secrets import redact
@@ -26,3 +27,29 @@ class DiscreetParser(argparse.ArgumentParser):
         if rest:
             arguments.overrides = [*arguments.overrides, *rest]
         return arguments
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """An argparse type: a whole number, `least` or more."""
+
+    def parse(text: str) -> int:
+        number = int(text) if text.removeprefix("-").isdecimal() else least - 1
+        if not least <= number < 2**63:
+            raise argparse.ArgumentTypeError(f"found {text}, expected a whole number from {least}")
+        return number
+
+    return parse
+
+
+def positive(text: str) -> float:
+    """An argparse type: a number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"found {text}, expected a number above 0")
+    return number
+
+
+natural, counted = whole(0), whole(1)

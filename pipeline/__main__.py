@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from data_prep.errors import run_main
+from data_prep.errors import RecipeError, run_main
 from pipeline.arguments import parse
 
 
@@ -102,8 +102,12 @@ def _with_loaded_recipe(arguments: argparse.Namespace) -> None:
     if command == "run" and "grid" in read_tree(arguments.recipe):
         from pipeline.stages.study import run_study
 
-        run_study(arguments.recipe, detach=arguments.detach)
+        run_study(
+            arguments.recipe, arguments.overrides, detach=arguments.detach, verify=arguments.verify
+        )
         return
+    if command == "run" and arguments.detach:
+        raise RecipeError("--detach is for studies; start a single run with nohup, or a launcher")
     if command == "finetune" and (
         section := load_finetuning(arguments.recipe, arguments.overrides)
     ):

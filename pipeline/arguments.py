@@ -20,7 +20,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from data_prep.arguments import DiscreetParser
+from data_prep.arguments import DiscreetParser, counted, natural, positive
 from pipeline.recipe.tasks import TaskName
 
 _STAGES = {
@@ -61,7 +61,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "runs", nargs="*", type=Path, default=[Path("runs")],
         help="run folders, or folders that hold some (default runs)",
     )  # fmt: skip
-    watch.add_argument("--port", type=int, default=6010, help="0 takes a free one (default 6010)")
+    watch.add_argument(
+        "--port", type=natural, default=6010, help="0 takes a free one (default 6010)"
+    )
     watch.add_argument(
         "--host", default="127.0.0.1",
         help="address to listen on (default 127.0.0.1: this machine alone; there is no password)",
@@ -70,15 +72,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
     advise.add_argument("run", type=Path, help="run folder")
     init = commands.add_parser("init", help="write a recipe for your own text")
     init.add_argument("file", type=Path, help="CSV, JSON lines, Parquet or text, plain, .gz or .xz")
-    init.add_argument("--minutes", type=float, default=30, help="time to train (default 30)")
+    init.add_argument("--minutes", type=positive, default=30, help="time to train (default 30)")
     init.add_argument("--out", type=Path, help="recipe to write (default recipes/NAME.yaml)")
     init.add_argument("--kind", choices=("transformer", "mlstm"), default="transformer")
     sample = commands.add_parser("sample", help="have an exported model go on with a text")
     sample.add_argument("export", type=Path, help="folder of the export")
     sample.add_argument("prompts", nargs="+", metavar="TEXT", help="beginnings to go on from")
-    sample.add_argument("--tokens", type=int, default=200, help="tokens to write (default 200)")
-    sample.add_argument("--temperature", type=float, default=0.8, help="above 0 (default 0.8)")
-    sample.add_argument("--seed", type=int, default=0, help="the same seed gives the same text")
+    sample.add_argument("--tokens", type=counted, default=200, help="tokens to write (default 200)")
+    sample.add_argument("--temperature", type=positive, default=0.8, help="above 0 (default 0.8)")
+    sample.add_argument("--seed", type=natural, default=0, help="the same seed gives the same text")
     sample.add_argument(
         "--clamp", action="append", default=[], type=_clamp, metavar="UNIT=VALUE",
         help="mLSTM: hold a unit of the last layer at a value; may be repeated",
@@ -140,10 +142,14 @@ def _score(commands: argparse._SubParsersAction) -> None:
     score.add_argument("export", type=Path, help="folder of an export, or of any causal model")
     score.add_argument("file", type=Path, help="JSON lines of examples, plain, .gz or .xz")
     score.add_argument("--task", choices=get_args(TaskName), required=True, help="what they are")
-    score.add_argument("--shots", type=int, default=0, help="answered examples shown (default 0)")
+    score.add_argument(
+        "--shots", type=natural, default=0, help="answered examples shown (default 0)"
+    )
     score.add_argument("--shots-file", type=Path, help="where those are drawn from (default FILE)")
-    score.add_argument("--limit", type=int, help="examples judged, from the first on (default all)")
-    score.add_argument("--seed", type=int, default=0, help="of shots and intervals (default 0)")
+    score.add_argument(
+        "--limit", type=counted, help="examples judged, from the first on (default all)"
+    )
+    score.add_argument("--seed", type=natural, default=0, help="of shots and intervals (default 0)")
     score.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
 
 
@@ -163,15 +169,15 @@ def _with_recipe(
 
 def _machine(parser: argparse.ArgumentParser) -> None:
     number = parser.add_argument
-    number("--devices", type=int, default=1, help="of the whole run (default 1)")
-    number("--node-devices", type=int, default=8, help="devices that share a link (default 8)")
-    number("--tflops", type=float, default=989, help="peak of a device (default 989, an H100)")
-    number("--mfu", type=float, default=0.4, help="share of the peak reached (default 0.4)")
-    number("--tokens-per-second", type=float, help="of one device, where it has been measured")
-    number("--link", type=float, default=50, help="GB/s between nodes (default 50)")
+    number("--devices", type=counted, default=1, help="of the whole run (default 1)")
+    number("--node-devices", type=counted, default=8, help="devices that share a link (default 8)")
+    number("--tflops", type=positive, default=989, help="peak of a device (default 989, an H100)")
+    number("--mfu", type=positive, default=0.4, help="share of the peak reached (default 0.4)")
+    number("--tokens-per-second", type=positive, help="of one device, where it has been measured")
+    number("--link", type=positive, default=50, help="GB/s between nodes (default 50)")
     number("--waiting", type=float, default=0.15,
            help="share of a step that nodes wait for each other (default 0.15)")  # fmt: skip
-    number("--price", type=float, help="of a device for an hour")
+    number("--price", type=positive, help="of a device for an hour")
 
 
 def _verify(parser: argparse.ArgumentParser) -> None:

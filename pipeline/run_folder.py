@@ -65,6 +65,14 @@ class RunFolder:
         return self.root / "evals"
 
     @property
+    def finetune_metrics(self) -> Path:
+        """Of the last fine-tuning, wherever its recipe has put it."""
+        manifest = self.read_json(self.stages / "finetune.json") or {}
+        files = [Path(entry["path"]) for entry in manifest.get("outputs", [])]
+        found = [self.stages / file for file in files if file.name == "metrics.json"]
+        return found[0] if found else self.root / "finetune" / "metrics.json"
+
+    @property
     def stages(self) -> Path:
         return self.root / "stages"
 

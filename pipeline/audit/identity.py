@@ -50,19 +50,25 @@ SWAPS = {
 }  # fmt: skip
 _WORD = re.compile(rf"\b({'|'.join(SWAPS)})\b", re.IGNORECASE)
 _RESAMPLES = 1000
+_LEAST_TEXTS = 8  # of each label, a quarter of which judges
 
 
 def identity(
     model: LanguageModel, texts: Sequence[str], labels: np.ndarray, limits: Limits
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Changes of the probability of label 1, in templates by group of terms and in real texts.
 
     Texts with a term to exchange are kept from the classifier, which is fitted to at most
-    `limits.texts` of the others.
+    `limits.texts` of the others. None, with a word, where too few of a label are left for that.
     """
     swapped = [swap(text) for text in texts]
     real = np.array([new != old for new, old in zip(swapped, texts, strict=True)])
     rest = _some(np.flatnonzero(~real), limits)
+    of_each = [int(np.sum(labels[rest] == label)) for label in np.unique(labels)]
+    if min(of_each) < _LEAST_TEXTS:
+        print(f"audit: identity terms left out: {min(of_each)} texts of a label without such a "
+              f"term, at least {_LEAST_TEXTS} are needed", flush=True)  # fmt: skip
+        return None
     features = model.features([texts[place] for place in rest])
     classifier, accuracy = _fit(features, labels[rest], limits.seed)
     probability = lambda some: classifier.predict_proba(model.features(some))[:, 1]  # noqa: E731

@@ -102,8 +102,8 @@ def _audit(
     # A head that only ranks tokens has no code lengths to compare.
     if model.has_probabilities:
         result |= _losses(model, unseen, train, rated, limits)
-    if rated:
-        result["identity"] = identity(model, rated.texts, rated.labels, limits)
+    if rated and (found := identity(model, rated.texts, rated.labels, limits)):
+        result["identity"] = found
     return result
 
 

@@ -87,9 +87,14 @@ def streamed(model: MLSTMForCausalLM, rows: PooledRows) -> Tensor:
     return state[:, -1, 0]
 
 
+# Their first tokens have the positions behind that of the padding.
+_PADDED_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "longformer", "mpnet")
+
+
 def position_limit(config: Any) -> int | None:
     """Tokens that a model can see at once, or None when it sets no limit."""
     for key in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):
         if isinstance(found := getattr(config, key, None), int):
-            return found
+            padded = getattr(config, "model_type", None) in _PADDED_POSITIONS
+            return found - (config.pad_token_id + 1 if padded else 0)
     return None

@@ -34,7 +34,7 @@ class Cost(NamedTuple):
 def cost_of(
     machine: Machine,
     steps: int,
-    step_tokens: int,
+    step_tokens: float,
     token_flops: float,
     gradient_bytes: float,
     zero_stage: int,

@@ -20,11 +20,11 @@ def plan(recipe: Recipe, machine: Machine) -> str:
     forward = module.backbone.flops(batch.window_tokens)
     token_flops = 3 * (forward.total + module.head.dense_flops())
     width = 4 if dtype == "fp32" else 2
+    tokens = batch.tokens_after(recipe.run.steps)
     cost = cost_of(
-        machine, recipe.run.steps, batch.tokens, token_flops, parameters * width,
+        machine, recipe.run.steps, tokens / recipe.run.steps, token_flops, parameters * width,
         recipe.engine.zero_stage,
     )  # fmt: skip
-    tokens = batch.tokens_after(recipe.run.steps)
     lines = [
         f"model          {parameters / 1e6:.2f} M parameters, {dtype}, {recipe.engine.label}",
         f"batch          {batch.tokens:,} tokens = {machine.devices} devices x {batch.micro_batch} "

@@ -43,7 +43,7 @@ def dry_run(recipe: Recipe) -> None:
     print(f"model            {parameter_count(module) / 1e6:.2f} M parameters (meta device)")
     forward = module.backbone.flops(batch.window_tokens)
     flops = 3 * (forward.total + module.head.dense_flops())
-    tokens = recipe.run.steps * batch.tokens
+    tokens = batch.tokens_after(recipe.run.steps)
     print(f"training         {tokens / 1e6:.1f} M tokens, {flops * tokens:.3g} FLOPs")
     if isinstance(recipe.sparsity, MixedConfig):
         found = design(recipe.sparsity, module.backbone, module.head, batch.window_tokens)

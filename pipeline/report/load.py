@@ -109,7 +109,7 @@ def read_run(folder: Path, config: dict[str, Any]) -> RunData:
         texts=read(run.evals / "texts.json") or {},
         tasks=read(run.evals / "tasks.json") or [],
         samples=read(run.evals / "samples.json") or [],
-        finetune=read(folder / "finetune" / "metrics.json"),
+        finetune=read(run.finetune_metrics),
         audit=read(run.evals / "audit.json"),
     )
 

@@ -62,8 +62,8 @@ def read_measures(run: RunFolder) -> dict[Name, Measure]:
     """
     files = [path for path in sorted(run.evals.glob("*.json")) if path.stem not in _OTHERS]
     found: dict[Name, Measure] = {}
-    for path in [*files, run.root / "finetune" / "metrics.json"]:
-        stem = "finetune" if path.parent.name == "finetune" else path.stem
+    for path in [*files, run.finetune_metrics]:
+        stem = "finetune" if path == run.finetune_metrics else path.stem
         for (task, metric), measure in _measures(run.read_json(path), stem):
             name = (task, metric) if (task, metric) not in found else (f"{stem}/{task}", metric)
             found[name] = measure
@@ -143,7 +143,12 @@ def _paired(run: Measure, base: Measure) -> tuple[float, float] | None:
 
 
 def _measures(content: Any, task: str) -> Iterator[tuple[Name, Measure]]:
-    """The measures at and below a JSON value; keys that hold others are names of tasks."""
+    """The measures at and below a JSON value; keys that hold others are names of tasks, and in a
+    list each entry names its own."""
+    if isinstance(content, list):
+        for entry in content:
+            if isinstance(entry, Mapping) and "task" in entry:
+                yield from _measures(entry, f"{entry['task']} ({entry.get('shots', 0)} shots)")
     if not isinstance(content, Mapping):
         return
     for key, value in content.items():
@@ -163,7 +168,9 @@ def _measure(
     low, high = limits or (None, None)
     if metric != "accuracy":
         return Measure(value, low, high)
-    return Measure(value, low, high, beside.get("correct"), beside.get("examples"))
+    examples = beside.get("examples")  # a task has their number here, which says nothing of them
+    examples = examples if isinstance(examples, str) else None
+    return Measure(value, low, high, beside.get("correct"), examples)
 
 
 def _limits(content: Mapping[str, Any]) -> Sequence[float] | None:
@@ -173,6 +180,8 @@ def _limits(content: Mapping[str, Any]) -> Sequence[float] | None:
 
 
 def _own_interval(content: Mapping[str, Any], key: str) -> Sequence[float] | None:
-    """`interval` is that of `accuracy`, `interval_normalised` that of `accuracy_normalised`."""
+    """`interval` is that of `accuracy`, `interval_normalised` that of `accuracy_normalised`, and
+    `intervals` holds those of any."""
     name = key.replace("accuracy", "interval", 1)
-    return content.get(name) if name != key else None
+    own = content.get(name) if name != key else None
+    return own or content.get("intervals", {}).get(key)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from data_prep.errors import RecipeError
 from data_prep.manifest import write_atomic
 from pipeline.report import html, markdown
 from pipeline.report.document import Document
 
 
 def save(document: Document, page: Path, text: Path) -> list[Path]:
-    """Write `page` (HTML), `text` (Markdown) and PAGE/*.png without its ending; all the paths."""
+    """Write `page` (HTML), `text` (Markdown) and PAGE/*.png without its ending; all the paths.
+    RecipeError when a file stands where the folder would be."""
     pictures = page.with_suffix("")
-    pictures.mkdir(parents=True, exist_ok=True)
+    try:
+        pictures.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise RecipeError(f"{pictures.parent}: a file is in the way, expected a folder") from None
     written = [page, text]
     for picture in document.pictures():
         written.append(pictures / f"{picture.name}.png")

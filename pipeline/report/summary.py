@@ -36,6 +36,7 @@ class Summary:
     evaluations: Lines
     audit: Mapping[str, Any] | None
     text: str  # what decides the held-out text: sources, cleaning and split
+    stretch: str  # how much of it was read
     tokenizer: str
 
     @property
@@ -112,6 +113,11 @@ def caveats(runs: Sequence[Summary]) -> list[str]:
             "The runs read different text or split it differently: "
             "their bits per byte are not of the same held-out text."
         )
+    if len({run.stretch for run in runs}) > 1:
+        read = "; ".join(f"{run.name} {run.stretch}" for run in runs)
+        notes.append(
+            f"Bits per byte are not of the same stretch of held-out text (eval.max_tokens): {read}."
+        )
     if unfinished := [run.label for run in runs if run.state != "finished"]:
         notes.append(f"Not trained to the end: {'; '.join(unfinished)}.")
     return notes
@@ -160,8 +166,21 @@ def _summary(run: RunData, price: float | None) -> Summary:
         evaluations=run.evaluations,
         audit=run.audit,
         text=_key({name: run.setting(f"data.{name}") for name in ("sources", "clean", "split")}),
+        stretch=_stretch(run),
         tokenizer=_key(fingerprint or run.setting("tokenizer")),
     )
+
+
+def _stretch(run: RunData) -> str:
+    """How much of the held-out text was read, in words that are the same for the same stretch."""
+    most = run.setting("eval.max_tokens")
+    splits = [run.data.get("splits", {}).get(name, {}) for name in ("validation", "test")]
+    sizes = [split["tokens"] for split in splits if split.get("tokens")]
+    if most is None or not sizes or most >= max(sizes) - 1:
+        return "all of it"
+    of_a_token = max(splits, key=lambda split: split.get("tokens", 0))
+    share = of_a_token["bytes"] / of_a_token["tokens"]
+    return f"its first {most:,} tokens, about {most * share / 1024:,.0f} KiB"
 
 
 def _key(value: Any) -> str:

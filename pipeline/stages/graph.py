@@ -78,7 +78,8 @@ def _files_in(path: Path) -> list[Path]:
 def _report_inputs(recipe: Recipe) -> list[Path]:
     before = ("pretrain", "export", "evaluate", "finetune")
     manifests = [path for name in before for path in _stage(name)(recipe)]
-    return [path for path in manifests if path.is_file()]
+    audit = RunFolder(recipe.run_folder).evals / "audit.json"  # made by a command of its own
+    return [path for path in [*manifests, audit] if path.is_file()]
 
 
 # The work of each stage is imported when it runs: asking for the status must not import torch.

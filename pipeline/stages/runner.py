@@ -9,6 +9,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import TypeVar
 
+import yaml
+
 from data_prep.errors import PipelineError, RecipeError
 from data_prep.manifest import (
     FileRecord,
@@ -16,6 +18,7 @@ from data_prep.manifest import (
     stage_is_current,
     stage_manifest,
     versions,
+    write_atomic,
     write_manifest,
 )
 from data_prep.plan import prepare_status
@@ -38,6 +41,8 @@ def run_stages(recipe: Recipe, names: Sequence[str], *, verify: bool = False) ->
     for stage in STAGES:
         if stage.name in names and stage.wanted(recipe):
             run_stage(stage, recipe, verify=verify)
+        elif [stage.name] == list(names):
+            raise RecipeError(f"the recipe has no {stage.name}: section, which says what to do")
 
 
 def run_prepare(recipe: Recipe) -> None:
@@ -53,11 +58,17 @@ def run_stage(stage: Stage, recipe: Recipe, *, verify: bool = False) -> None:
 
     A launcher may have started several processes for the work: what is around it one of them does.
     """
-    if not _once(lambda: _begin(stage, recipe, verify)):
+    must_run, aside = _once(lambda: _begin(stage, recipe, verify))
+    if not must_run:
         return
     inputs = [FileRecord.of(path) for path in stage.inputs(recipe)]
     began = perf_counter()
-    output = stage.work(recipe)
+    try:
+        output = stage.work(recipe)
+    except PipelineError:
+        if aside is not None and os.environ.get("RANK", "0") == "0":
+            put_back(aside, stage.manifest(recipe))
+        raise
     _once(lambda: _end(stage, recipe, inputs, output, perf_counter() - began))
 
 
@@ -72,19 +83,18 @@ def _once(work: Callable[[], T]) -> T:
     return from_rank0(work)
 
 
-def _begin(stage: Stage, recipe: Recipe, verify: bool) -> bool:
-    """Whether the stage must run; then its way is free."""
+def _begin(stage: Stage, recipe: Recipe, verify: bool) -> tuple[bool, Path | None]:
+    """Whether the stage must run; then its way is free, and its old outputs lie in the folder."""
     reason = status_of(stage, recipe, verify=verify)
     if reason is None:
         print(f"{stage.name:<9} up to date")
-        return False
+        return False, None
     for path in stage.inputs(recipe):
         if not path.is_file():
             raise RecipeError(_missing(stage, path))
     stage.check(recipe)
     print(f"{stage.name:<9} running ({reason})")
-    move_aside(stage, recipe)
-    return True
+    return True, move_aside(stage, recipe)
 
 
 def _end(
@@ -108,7 +118,18 @@ def _end(
             versions=versions("torch", "deepspeed", "transformers", "tokenizers", "numpy"),
         ),
     )
+    _note_settings(stage, recipe)
     print(f"{stage.name:<9} done in {seconds:.1f} s")
+
+
+def _note_settings(stage: Stage, recipe: Recipe) -> None:
+    """The run's own recipe says what its later stages were made with, too."""
+    path = RunFolder(recipe.run_folder).config
+    if stage.name == "pretrain" or not path.is_file():
+        return
+    settings = recipe.model_dump(mode="json", include={*stage.sections})
+    config = yaml.safe_load(path.read_text("utf-8")) | settings
+    write_atomic(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
 def status_of(stage: Stage, recipe: Recipe, *, verify: bool = False) -> str | None:
@@ -132,15 +153,16 @@ def print_status(recipe: Recipe, *, verify: bool = False) -> None:
         print(f"{stage.name:<9} {status_of(stage, recipe, verify=verify) or 'up to date'}")
 
 
-def move_aside(stage: Stage, recipe: Recipe) -> None:
-    """Move the outputs that an earlier run of this stage listed into `superseded/`.
+def move_aside(stage: Stage, recipe: Recipe) -> Path | None:
+    """Move the outputs that an earlier run of this stage listed into a folder of `superseded/`;
+    the folder, None when there are none.
 
     Only what a manifest proves to be ours is moved; anything else is left for the stage to refuse.
     A manifest that was altered cannot have other folders moved.
     """
     manifest = stage.manifest(recipe)
     if not manifest.is_file():
-        return
+        return None
     folder = RunFolder(recipe.run_folder).root / "superseded"
     number = 1
     while (folder / f"{stage.name}-{number}").exists():
@@ -154,6 +176,21 @@ def move_aside(stage: Stage, recipe: Recipe) -> None:
         elif path.exists():
             os.rename(path, target / path.name)
     os.rename(manifest, target / manifest.name)
+    return target
+
+
+def put_back(aside: Path, manifest: Path) -> None:
+    """Undo `move_aside` where the stage was refused before it wrote anything: a wrong key must not
+    cost the result that stands."""
+    names = read_manifest(aside / manifest.name).get("belongs", [])
+    places = {aside / Path(name).name: manifest.parent / name for name in names}
+    moved = {path: place for path, place in places.items() if path.exists()}
+    if any(place.exists() for place in moved.values()):
+        return
+    for path, place in moved.items():
+        os.rename(path, place)
+    os.rename(aside / manifest.name, manifest)
+    aside.rmdir()
 
 
 def _is_ours(path: Path, manifest: Path, recipe: Recipe) -> bool:

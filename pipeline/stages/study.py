@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.errors import PipelineError, RecipeError, StoppedAndSaved
@@ -20,17 +21,21 @@ from pipeline.run_folder import RunFolder
 from pipeline.stages.runner import ALL, run_stages
 
 
-def run_study(path: Path, *, detach: bool = False) -> None:
+def run_study(
+    path: Path, overrides: Sequence[str] = (), *, detach: bool = False, verify: bool = False
+) -> None:
     """Run all arms of a study file. `detach` goes on in the background and returns at once.
+
+    `overrides` count as if they stood at the end of `grid.shared`: an arm's own go before them.
 
     Every arm's recipe is validated before the first one starts. An arm that fails is reported and
     the others still run; the study then ends with that arm's error.
     """
     grid = load_grid(path)
-    arms = expand(grid)
+    arms = expand(grid.model_copy(update={"shared": [*grid.shared, *overrides]}))
     out = Path(grid.folder) / grid.name
     if detach:
-        _detach(path, out)
+        _detach([str(path), *overrides, *["--verify"] * verify], out)
         return
     # A closed terminal must not end a study of hours.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -38,7 +43,7 @@ def run_study(path: Path, *, detach: bool = False) -> None:
     for number, (name, recipe) in enumerate(arms, 1):
         print(f"== {grid.name}: {name} ({number} of {len(arms)})", flush=True)
         try:
-            run_stages(recipe, grid.stages)
+            run_stages(recipe, grid.stages, verify=verify)
         except StoppedAndSaved:  # the study was meant: the same command goes on with this arm
             raise
         except PipelineError as error:
@@ -97,12 +102,12 @@ def _summarise(
     return study_table(done, out, grid.name, missing, price, by) if done else None
 
 
-def _detach(path: Path, out: Path) -> None:
+def _detach(arguments: Sequence[str], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     log = out / "study.log"
     with log.open("a") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline", "run", str(path)],
+            [sys.executable, "-m", "pipeline", "run", *arguments],
             stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True,
         )  # fmt: skip
     print(f"study runs in the background as process {process.pid}, log {log}")

@@ -54,7 +54,7 @@ def test_bad_calls(
 def test_numbers_below_zero(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["inspect", "prepared", option, "-1"])
-    assert "found -1, expected 0 or more" in capsys.readouterr().err
+    assert "found -1, expected a whole number from 0" in capsys.readouterr().err
 
 
 def test_prepare_then_inspect(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -242,6 +242,16 @@ def test_a_model_that_sees_gender_is_told_from_one_that_does_not() -> None:
     assert terms["woman"] > 0 > terms["man"]
 
 
+@pytest.mark.parametrize("text", ["he said it was good tea", "good tea"])
+def test_too_few_texts_of_a_label_are_no_classifier(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [f"{text} {n}" for n in range(60)]
+    labels = np.array([int(n < 3) for n in range(60)])
+    assert identity(None, texts, labels, LIMITS) is None  # type: ignore[arg-type]
+    assert "identity terms left out" in capsys.readouterr().out
+
+
 def test_the_audit_of_a_run_and_its_page(recipe: Recipe) -> None:
     folder = recipe.run_folder
     (path,) = audit_runs([folder], LIMITS)

@@ -37,8 +37,9 @@ ACCURACY = ("sentiment", "accuracy")
 
 def test_verdict_arithmetic(runs: list[Path]) -> None:
     first, second = read_summary(runs[0]), read_summary(runs[1])
-    expected = "B: 0.26x FLOPs, 0.26x hours, +0.8 % bits per byte, same lambada, sentiment and "
-    assert verdict(second, first) == f"{expected}finetune accuracy within the interval"
+    expected = "B: 0.26x FLOPs, 0.26x hours, +0.8 % bits per byte, same lambada, sentiment, "
+    tasks = "hellaswag (5 shots), lambada (0 shots) and finetune accuracy within the interval"
+    assert verdict(second, first) == expected + tasks
     measures = {**second.measures, ACCURACY: Measure(0.8, 0.77, 0.83)}
     better = replace(second, bits_per_byte=1.9, measures=measures, seconds=73.2)
     assert "0.61x hours, -5.0 % bits per byte" in verdict(better, first)
@@ -107,6 +108,9 @@ def test_caveats(runs: list[Path]) -> None:
     assert caveats([first, second]) == []
     assert "tokenizers differ" in caveats([first, replace(second, tokenizer="other")])[0]
     assert "different text" in caveats([first, replace(second, text="other")])[0]
+    assert (
+        "first 512 tokens" in caveats([first, replace(second, stretch="its first 512 tokens")])[0]
+    )
     assert ("heldout", "ppl_per_token") in comparable([first, second])[0].measures
     other = comparable([first, replace(second, tokenizer="other")])
     assert ("heldout", "ppl_per_token") not in other[0].measures

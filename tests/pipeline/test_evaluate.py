@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from data_prep.errors import DataError, RecipeError
 from data_prep.shards import Prepared
 from pipeline.evaluate.accuracy import accuracy_interval, majority_accuracy
 from pipeline.evaluate.heldout import heldout, text_loss
 from pipeline.evaluate.model import LanguageModel
+from pipeline.evaluate.pooling import position_limit
 from pipeline.evaluate.samples import samples
 from pipeline.evaluate.stage import evaluate_model
 from pipeline.evaluate.walk import Reading
@@ -236,3 +238,10 @@ def test_the_interval_is_that_of_resampled_answers() -> None:
 def test_the_majority_is_that_of_the_other_texts() -> None:
     labels = np.array([0, 0, 0, 1, 1, 1, 1, 0])
     assert majority_accuracy(labels, np.array([3, 4, 7])) == pytest.approx(1 / 3)
+
+
+def test_positions_of_padding_hold_no_token() -> None:
+    """RoBERTa has 514 of them and takes 512 tokens."""
+    roberta = transformers.RobertaConfig(max_position_embeddings=514, pad_token_id=1)
+    assert position_limit(roberta) == 512
+    assert position_limit(transformers.BertConfig(max_position_embeddings=512)) == 512

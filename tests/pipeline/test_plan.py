@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,17 @@ def test_the_page_tells_all_of_it(tmp_path: Path) -> None:
         assert word in page
     with pytest.raises(RecipeError, match="does not divide into 3 devices"):
         plan(recipe, Machine(devices=3))
+
+
+def test_a_ramp_takes_less_time(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, "transformer", run__steps=100)
+    machine = Machine(tokens_per_second=1.0)
+    steady, ramped = (
+        re.search(r"time +([\d.]+) hours", plan(load_recipe(path, changes), machine))
+        for changes in ([], ["batch.ramp=[[6400, 4]]"])  # half of the batch until the 100th step
+    )
+    assert steady and ramped
+    assert float(ramped[1]) == pytest.approx(float(steady[1]) / 2, rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["amazon_mlstm_4096", "gpt2_small_mst"])

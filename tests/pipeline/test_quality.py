@@ -29,6 +29,34 @@ def read(tmp_path: Path, **files: Any) -> dict[tuple[str, str], Measure]:
     return read_measures(RunFolder(tmp_path))
 
 
+def test_tasks_of_a_list_have_their_own_names(tmp_path: Path) -> None:
+    easy = {"task": "arc_easy", "shots": 0, "examples": 9, "accuracy": 0.5, "interval": [0.4, 0.6]}
+    found = read(tmp_path, tasks=[easy, easy | {"shots": 5, "accuracy": 0.7}], samples=[{"t": 1}])
+    assert {name: (m.value, m.interval, m.examples) for name, m in found.items()} == {
+        ("arc_easy (0 shots)", "accuracy"): (0.5, (0.4, 0.6), None),
+        ("arc_easy (5 shots)", "accuracy"): (0.7, (0.4, 0.6), None),
+    }
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_classifier_is_read_with_its_intervals_wherever_it_lies(
+    tmp_path: Path, elsewhere: bool
+) -> None:
+    folder = tmp_path / ("classifiers/mine" if elsewhere else "finetune")
+    folder.mkdir(parents=True)
+    limits = {"accuracy": [0.7, 0.9], "macro_f1": [0.6, 0.8]}
+    content = {"accuracy": 0.8, "macro_f1": 0.7, "interval": [0.7, 0.9], "intervals": limits}
+    (folder / "metrics.json").write_text(json.dumps(content))
+    if elsewhere:
+        (tmp_path / "stages").mkdir()
+        outputs = [{"path": "../classifiers/mine/metrics.json"}]
+        (tmp_path / "stages/finetune.json").write_text(json.dumps({"outputs": outputs}))
+    found = read_measures(RunFolder(tmp_path))
+    assert {metric: m.interval for (task, metric), m in found.items() if task == "finetune"} == {
+        "accuracy": (0.7, 0.9), "macro_f1": (0.6, 0.8)
+    }  # fmt: skip
+
+
 def test_every_form_of_result_is_read(tmp_path: Path) -> None:
     found = read(
         tmp_path,

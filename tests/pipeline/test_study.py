@@ -22,14 +22,15 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: PipelineError) -
     path.write_text(yaml.safe_dump({"grid": grid}))
     names: list[str] = []
 
-    def run_stages(recipe: Recipe, stages: list[str]) -> None:
+    def run_stages(recipe: Recipe, stages: list[str], verify: bool) -> None:
+        assert recipe.run.log_every_steps == 3 and not verify
         names.append(recipe.run.name)
         if len(names) == 1:
             raise error
 
     monkeypatch.setattr(study, "run_stages", run_stages)
     with pytest.raises(type(error)):
-        study.run_study(path)
+        study.run_study(path, ["run.log_every_steps=3"])
     return names
 
 

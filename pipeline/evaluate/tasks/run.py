@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from data_prep.errors import RecipeError
 from data_prep.manifest import write_manifest
 from pipeline.evaluate.tasks.causal_lm import CausalLM
 from pipeline.evaluate.tasks.examples import read_examples
@@ -46,7 +47,10 @@ def run_task(model: CausalLM, section: TaskConfig, seed: int) -> dict[str, Any]:
 
 def print_score(folder: Path, section: TaskConfig, seed: int, json_path: Path | None) -> None:
     """Print what the model in `folder` reaches on a task, and write it to `json_path` if given.
-    DataError when folder or file are not what is expected."""
+    DataError when folder or file are not what is expected, RecipeError when it cannot be written.
+    """
+    if json_path is not None and not json_path.parent.is_dir():  # before anything is judged
+        raise RecipeError(f"--json {json_path}: there is no folder {json_path.parent}; make it")
     found = run_task(CausalLM.load(folder), section, seed)
     for name, value in found.items():
         print(f"{name:<20} {_shown(value)}")
