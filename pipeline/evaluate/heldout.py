@@ -15,7 +15,7 @@ from data_prep.errors import DataError
 from data_prep.files import read_text
 from data_prep.shards import Split
 from data_prep.tokenizers import Tokenizer
-from pipeline.data.units import loss_units
+from pipeline.data.units import Sized, loss_units
 from pipeline.evaluate.model import LanguageModel
 from pipeline.evaluate.walk import Reading, Total, walk
 
@@ -40,7 +40,8 @@ def heldout(
     units = {}
     if model.has_probabilities:
         words = _words(model.tokenizer, split, tokens)
-        units = loss_units(total.nats / tokens, split) | _per_word(total.nats, words)
+        text = _read_text(model.tokenizer, split, tokens + 1)
+        units = loss_units(total.nats / tokens, text) | _per_word(total.nats, words)
     return units | _counts(model, total, tokens, reading)
 
 
@@ -103,6 +104,22 @@ def _counts(model: LanguageModel, total: Total, tokens: int, reading: Reading) -
 
 def _per_word(nats: float, words: int) -> dict[str, Any]:
     return {"ppl_per_word": math.exp(min(nats / max(1, words), 700)), "words": words}
+
+
+def _read_text(tokenizer: Tokenizer, split: Split, tokens: int) -> Sized:
+    """The sizes of the first `tokens` of a split, without framing; those of all of it where that is
+    what was read, or where ids do not spell the text."""
+    if tokens == split.tokens or tokenizer.unknown_id is not None:
+        return split
+    ends = split.document_ends
+    ended = int(np.searchsorted(ends, tokens, "right"))
+    begun = ended + (not ended or int(ends[ended - 1]) < tokens)
+    frames = tokenizer.prefix * begun + tokenizer.suffix * ended
+    size, characters = -len(frames.encode()), -len(frames)
+    for at in range(0, tokens, _DECODED_TOKENS):
+        text = tokenizer.decode(split.read(at, min(at + _DECODED_TOKENS, tokens)))
+        size, characters = size + len(text.encode()), characters + len(text)
+    return _Size(tokens, size, characters)
 
 
 def _words(tokenizer: Tokenizer, split: Split, tokens: int) -> int:
