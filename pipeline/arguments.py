@@ -78,8 +78,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     sample = commands.add_parser("sample", help="have an exported model go on with a text")
     sample.add_argument("export", type=Path, help="folder of the export")
     sample.add_argument("prompts", nargs="+", metavar="TEXT", help="beginnings to go on from")
-    sample.add_argument("--tokens", type=counted, default=200, help="tokens to write (default 200)")
-    sample.add_argument("--temperature", type=positive, default=0.8, help="above 0 (default 0.8)")
+    sample.add_argument("--tokens", type=int, default=200, help="tokens to write (default 200)")
+    sample.add_argument("--temperature", type=float, default=0.8, help="above 0 (default 0.8)")
     sample.add_argument("--seed", type=natural, default=0, help="the same seed gives the same text")
     sample.add_argument(
         "--clamp", action="append", default=[], type=_clamp, metavar="UNIT=VALUE",
@@ -142,13 +142,9 @@ def _score(commands: argparse._SubParsersAction) -> None:
     score.add_argument("export", type=Path, help="folder of an export, or of any causal model")
     score.add_argument("file", type=Path, help="JSON lines of examples, plain, .gz or .xz")
     score.add_argument("--task", choices=get_args(TaskName), required=True, help="what they are")
-    score.add_argument(
-        "--shots", type=natural, default=0, help="answered examples shown (default 0)"
-    )
+    score.add_argument("--shots", type=int, default=0, help="answered examples shown (default 0)")
     score.add_argument("--shots-file", type=Path, help="where those are drawn from (default FILE)")
-    score.add_argument(
-        "--limit", type=counted, help="examples judged, from the first on (default all)"
-    )
+    score.add_argument("--limit", type=int, help="examples judged, from the first on (default all)")
     score.add_argument("--seed", type=natural, default=0, help="of shots and intervals (default 0)")
     score.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
 

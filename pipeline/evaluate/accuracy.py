@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 _LEVEL = 0.95
+
+
+def word_perplexity(nats: np.ndarray, known: np.ndarray) -> float | None:
+    """Of the words (n,) that the vocabulary has, from the nats of each; None where it has none."""
+    return math.exp(min(float(nats[known].mean()), 700.0)) if known.any() else None
 
 
 def accuracy_interval(correct: np.ndarray, samples: int, seed: int) -> dict[str, Any]:

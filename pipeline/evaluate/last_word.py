@@ -14,7 +14,7 @@ import torch
 
 from data_prep.errors import DataError
 from data_prep.recipe.data import CleanConfig
-from pipeline.evaluate.accuracy import accuracy_interval, outcomes
+from pipeline.evaluate.accuracy import accuracy_interval, outcomes, word_perplexity
 from pipeline.evaluate.labelled import chosen, read_labelled
 from pipeline.evaluate.model import LanguageModel, batches
 from pipeline.progress import Progress
@@ -47,14 +47,15 @@ def last_word(
     kept = [p if limit is None else p._replace(ids=p.ids[-(limit + 1) :]) for p in passages]
     if longest := max((p.word_tokens for p in kept if p.word_tokens >= len(p.ids)), default=0):
         raise DataError(f"{section.path}: a word of {longest} tokens; the model sees {limit}")
-    correct, nats = _judge(model, kept)
+    correct, nats, known = _judge(model, kept)
     judged = outcomes(correct, [text.text for text in texts])
     return (
         judged
         | {
             "texts": len(texts),
             "cut": sum(len(a.ids) > len(b.ids) for a, b in zip(passages, kept, strict=True)),
-            "ppl_per_word": math.exp(min(float(nats.mean()), 700.0)),
+            "unknown": int(np.sum(~known)),
+            "ppl_per_word": word_perplexity(nats, known),
         }
         | accuracy_interval(correct, _RESAMPLES, seed)
     )
@@ -66,12 +67,17 @@ def _passage(model: LanguageModel, text: str, place: str) -> _Passage:
         raise DataError(f"{place}: {word!r:.40} is one word: a context and a last word are needed")
     encode = model.tokenizer.encode_prompt
     ids = encode(text.rstrip())
-    return _Passage(ids, len(ids) - len(encode(context)))
+    word_tokens = len(ids) - len(encode(context))
+    if word_tokens < 1:
+        raise DataError(f"{place}: {word!r:.40} is no token of this tokenizer: leave it out")
+    return _Passage(ids, word_tokens)
 
 
-def _judge(model: LanguageModel, passages: list[_Passage]) -> tuple[np.ndarray, np.ndarray]:
-    """Of each passage: whether its last word was hit, and the word's nats."""
-    correct = np.zeros(len(passages), bool)
+def _judge(model: LanguageModel, passages: list[_Passage]) -> tuple[np.ndarray, ...]:
+    """Of each passage: whether its last word was hit, the word's nats, and whether the vocabulary
+    has it. What stands for unknown words is never a hit: nobody said the word."""
+    unknown = model.tokenizer.unknown_id
+    correct, known = np.zeros(len(passages), bool), np.zeros(len(passages), bool)
     nats = np.zeros(len(passages))
     with Progress("last words", len(passages), "text") as progress:
         for members in batches([len(p.ids) for p in passages], _BATCH_TOKENS, math.inf):
@@ -84,7 +90,8 @@ def _judge(model: LanguageModel, passages: list[_Passage]) -> tuple[np.ndarray, 
             for row, i in enumerate(members):
                 end = len(passages[i].ids) - 1
                 word = slice(end - passages[i].word_tokens, end)
-                correct[i] = not ranks[row, word].any()
+                known[i] = unknown is None or unknown not in passages[i].ids[word.start + 1 :]
+                correct[i] = known[i] and not ranks[row, word].any()
                 nats[i] = float(losses[row, word].double().sum())
             progress.update(len(members))
-    return correct, nats
+    return correct, nats, known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def print_samples(
 ) -> None:
     """Print what the export in `folder` writes after each prompt. RecipeError when a number makes
     no sense; DataError when there is no export."""
-    if tokens < 1 or temperature <= 0:
+    if tokens < 1 or not 0 < temperature < math.inf:
         found = f"--tokens {tokens}, --temperature {temperature}"
         raise RecipeError(f"{found}: both must be above 0")
     model = LanguageModel.load(folder)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from data_prep.errors import RecipeError
@@ -39,8 +40,26 @@ class AdaptiveHead(Head):
             ) from None
 
     def loss(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        output, _ = self.softmax(hidden.flatten(0, -2), targets.flatten())
-        return -(output.float() * weights.flatten()).sum(), weights.sum()
+        flat, ids, weights = hidden.flatten(0, -2), targets.flatten(), weights.flatten()
+        first = self.softmax.cutoffs[0]
+        cluster = torch.bucketize(ids, self._edges(ids.device), right=True)  # 0 is the head's own
+        place = torch.where(cluster == 0, ids, first + cluster - 1)
+        log_prob = self.softmax.head(flat).float().log_softmax(dim=1)
+        total = (log_prob.gather(1, place.unsqueeze(1)).squeeze(1) * weights).sum()
+        for number, tail in enumerate(self.softmax.tail, 1):
+            rows = torch.nonzero(cluster == number).squeeze(1)
+            # Without a target a cluster computes a row for nothing: ranks that gather or reduce
+            # its matrices wait for each other, and each must come.
+            used = rows if len(rows) else rows.new_zeros(1)
+            log_prob = tail(flat[used]).float().log_softmax(dim=1)
+            inside = ids[used] - self.softmax.cutoffs[number - 1] if len(rows) else used
+            found = log_prob.gather(1, inside.unsqueeze(1)).squeeze(1)
+            total = total + (found * weights[used]).sum() * float(len(rows) > 0)
+        return -total, weights.sum()
+
+    def _edges(self, device: torch.device) -> Tensor:
+        """The first id of each cluster beyond the head's own."""
+        return torch.tensor(self.softmax.cutoffs[:-1], device=device)
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         flat = self.softmax.log_prob(hidden.flatten(0, -2)).float()

@@ -66,11 +66,7 @@ def _unbound(section: HeadConfig, recipe: Recipe, backbone: Backbone) -> Head:
         )  # fmt: skip
     if section.sharded:
         _check_untied(backbone, "head.sharded=true", "set head.sharded=false")
-        if recipe.optim.name.lower() != "adamw":
-            raise RecipeError(
-                f"head.sharded=true trains its rows by AdamW, and optim.name={recipe.optim.name}: "
-                "set head.sharded=false, or optim.name=adamw"
-            )
+        _check_adamw(recipe)
         return ShardedGramHead(
             loss, recipe.batch.tokens_at, recipe.optim, logit_scale=scale,
             learned_scale=section.learned_scale,
@@ -79,6 +75,19 @@ def _unbound(section: HeadConfig, recipe: Recipe, backbone: Backbone) -> Head:
         loss, recipe.batch.tokens_at, tied=_is_tied(backbone), logit_scale=scale,
         learned_scale=section.learned_scale,
     )  # fmt: skip
+
+
+def _check_adamw(recipe: Recipe) -> None:
+    if recipe.optim.name.lower() != "adamw":
+        raise RecipeError(
+            f"head.sharded=true trains its rows by AdamW, and optim.name={recipe.optim.name}: "
+            "set head.sharded=false, or optim.name=adamw"
+        )
+    if recipe.optim.options:
+        raise RecipeError(
+            "head.sharded=true trains its rows by plain AdamW, which optim.options would not "
+            "reach: set head.sharded=false, or remove the options"
+        )
 
 
 def _check_untied(backbone: Backbone, key: str, otherwise: str) -> None:

@@ -53,9 +53,9 @@ class LibrarySoftmaxHead(SoftmaxHead):
         bias = None if self.bias is None else self.bias * self.logit_scale
         if self.library == "torch":
             return nn.functional.linear_cross_entropy(
-                h, self.weight, targets, linear_bias=bias, reduction="sum",
+                h, self.weight, targets, linear_bias=bias, reduction="none",
                 ignore_index=_IGNORED,
-            )  # fmt: skip
+            ).float().sum()  # fmt: skip  # a sum in half precision would be coarse, or too large
         if self.library == "deepspeed":
             from deepspeed.runtime.chunked_cross_entropy import chunked_cross_entropy
 

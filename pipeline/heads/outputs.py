@@ -32,6 +32,7 @@ class SparseOutputs(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, width) / width**0.5 * 0.1)
         self.outputs = outputs
+        self._seen: tuple[int, int] | None = None
         self._head = self._make(loss or squared())
         self._head.bind(self.weight)
         self.register_load_state_dict_post_hook(lambda outputs, _: outputs._loaded())
@@ -50,8 +51,15 @@ class SparseOutputs(nn.Module):
         [0, D), shapes that do not fit, or inputs that are not finite; nothing is changed then.
         """
         self._check(hidden, ids, values)
+        self._look_at_weight()
         q, s, a = self._head.statistics(hidden, ids)
         return self._head.spherical(q, s, a, self.outputs, values)
+
+    def _look_at_weight(self) -> None:
+        """Forget what was formed of weights that an optimizer has moved since."""
+        seen = self.weight.data_ptr(), self.weight._version
+        if seen != self._seen:
+            self._head.gram, self._seen = None, seen
 
     def write_gradient(self) -> None:
         """Set `weight.grad` from what has been backpropagated since the last call."""
@@ -113,6 +121,9 @@ class FactoredOutputs(SparseOutputs):
 
     def _loaded(self) -> None:
         self._factored.factors.restart()
+
+    def _look_at_weight(self) -> None:
+        """Nobody but `step` moves it, which knows what it does."""
 
     def write_gradient(self) -> None:
         raise TypeError("a factored matrix has no gradient to write: call step(lr)")

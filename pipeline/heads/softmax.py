@@ -97,6 +97,9 @@ def chunk_losses(
     return losses, slope
 
 
+_FP16_LIFT = 256.0
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Sum of weighted cross-entropies; gradients of all inputs are made in the forward pass."""
 
@@ -114,6 +117,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_enabled: bool,
     ) -> Tensor:
         train = grad_enabled and any(ctx.needs_input_grad[:3])
+        # Of rare outputs fp16 would have nothing left: they are kept larger until the loss scale
+        # comes in. A power of two rounds nothing.
+        lift = _FP16_LIFT if hidden.dtype == torch.float16 else 1.0
         loss_sum = torch.zeros((), dtype=torch.float32, device=hidden.device)
         d_hidden = torch.empty_like(hidden) if train else None
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if train else None
@@ -122,9 +128,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             rows = slice(first, first + chunk)
             logits = product(hidden[rows], weight, bias)
             losses, d_logits = chunk_losses(
-                logits, targets[rows], weights[rows], scale, softcap, train
+                logits, targets[rows], weights[rows] * lift, scale, softcap, train
             )
-            loss_sum += losses.sum()
+            loss_sum += losses.sum() / lift
             if not train:
                 continue
             if d_bias is not None:
@@ -135,12 +141,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             _add_product(d_weight, d_logits, hidden[rows])
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
+        ctx.lift = lift
         return loss_sum
 
     @staticmethod
     def backward(ctx: Any, d_loss: Tensor) -> Any:  # type: ignore[override]
         d_hidden, d_weight, d_bias = ctx.saved_tensors
         weight_dtype, bias_dtype = ctx.dtypes
+        d_loss = d_loss / ctx.lift
         # The loss scale comes in here, in fp32, before anything is cast down.
         return (
             (d_hidden.float() * d_loss).to(d_hidden.dtype),

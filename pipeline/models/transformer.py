@@ -87,6 +87,9 @@ _RESIDUAL = (
 )  # fmt: skip
 
 
+_LAST_OF_EXPERTS = ".experts.down_proj"  # of all experts in one, with its bias
+
+
 @torch.no_grad()
 def zero_residual_projections(model: nn.Module) -> None:
     """Let every layer begin as the identity. RecipeError where no name is known."""
@@ -101,6 +104,16 @@ def zero_residual_projections(model: nn.Module) -> None:
     for module in found:
         for parameter in module.parameters():
             parameter.zero_()
+    experts = {n: p for n, p in model.named_parameters() if ".experts." in n and p.dim() > 1}
+    last = [p for n, p in model.named_parameters() if _LAST_OF_EXPERTS in n]
+    if experts and not last and not any(n.endswith(_RESIDUAL) for n in experts):
+        raise RecipeError(
+            "model.zero_init_residual: the last matrices of this architecture's experts are not "
+            f"known, found {', '.join(sorted({n.rpartition('.')[2] for n in experts}))}: set it to "
+            "false"
+        )
+    for parameter in last:
+        parameter.zero_()
 
 
 class TransformerBackbone(Backbone):
@@ -158,16 +171,23 @@ class TransformerBackbone(Backbone):
         """
         config = self.causal_lm.config
         embeddings = {id(self.output_weight()), id(self.causal_lm.get_input_embeddings().weight)}
-        matrices = [
-            p
+        weights = [
+            2 * math.prod(_shape(p)) * _share_used(name, p, config)
             for name, p in self.causal_lm.named_parameters()
-            if len(_shape(p)) == 2 and id(p) not in embeddings and not _is_position(name)
+            if len(_shape(p)) > 1 and id(p) not in embeddings and not _is_position(name)
         ]
         # Of heads that together may be wider than the model, as in Qwen3.
-        width = (getattr(config, "head_dim", None) or 0) * config.num_attention_heads
-        attention = config.num_hidden_layers * 2 * window * (width or config.hidden_size)
-        blocks = sum(2 * math.prod(_shape(p)) for p in matrices)
-        return Flops(float(blocks), float(attention), 0.0)
+        heads = getattr(config, "num_attention_heads", 0)
+        width = (getattr(config, "head_dim", None) or 0) * heads or config.hidden_size
+        attention = config.num_hidden_layers * 2 * window * width if heads else 0
+        return Flops(float(sum(weights)), float(attention), 0.0)
+
+
+def _share_used(name: str, parameter: nn.Parameter, config: Any) -> float:
+    """Of a matrix the share that a token meets: of the experts of a mixture some."""
+    chosen: int = getattr(config, "num_experts_per_tok", None) or 0
+    together = ".experts." in name and len(_shape(parameter)) > 2
+    return chosen / _shape(parameter)[0] if together and chosen else 1.0
 
 
 def _is_position(name: str) -> bool:

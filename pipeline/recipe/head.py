@@ -127,10 +127,13 @@ class PhasedHeadConfig(Section):
     @model_validator(mode="after")
     def _in_order(self) -> PhasedHeadConfig:
         check_ends([phase.until for phase in self.phases])
-        if "adaptive" in [phase.head.kind for phase in self.phases]:
-            raise ValueError(
-                "head.kind=adaptive has matrices of its own and cannot share one with other heads"
-            )
+        for head in (phase.head for phase in self.phases):
+            sharded = getattr(head, "sharded", False)
+            if head.kind == "adaptive" or sharded:
+                what = "head.sharded=true" if sharded else f"head.kind={head.kind}"
+                raise ValueError(
+                    f"{what} has matrices of its own and cannot share one with other heads"
+                )
         return self
 
 

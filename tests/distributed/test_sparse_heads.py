@@ -255,3 +255,12 @@ def test_phases_change_on_all_ranks_and_over_a_resume(tmp_path: Path, stage: int
     assert straight == pytest.approx(expected, abs=5e-5)
     trained(tmp_path, "cut", 2, *changes, stop_at=3)
     assert trained(tmp_path, "cut", 2, *changes, "run.resume=must") == straight
+
+
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=LONG), 2, 3])
+def test_ranks_without_a_word_of_a_cluster_come_all_the_same(tmp_path: Path, stage: int) -> None:
+    """The last cluster has two of 300 ids: most micro-batches have none of them."""
+    head = "head={kind: adaptive, cutoffs: [200, 298]}"
+    expected = trained(tmp_path, "one", 1, head)
+    found = trained(tmp_path, "two", 2, head, f"engine.zero_stage={stage}")
+    assert found == pytest.approx(expected, abs=5e-5)

@@ -178,6 +178,8 @@ def test_phases_move_with_the_applied_steps() -> None:
          "{until: 0.5, head: {kind: softmax}}]}", r"phases end at \[0.9, 0.5\]"),
         ("{kind: phased, phases: [{until: 0.5, head: {kind: adaptive, cutoffs: [10]}}, "
          "{until: 1, head: {kind: softmax}}]}", "cannot share one"),
+        ("{kind: phased, phases: [{until: 0.5, head: {kind: gram, sharded: true}}, "
+         "{until: 1, head: {kind: softmax}}]}", "head.sharded=true has matrices of its own"),
     ],
 )  # fmt: skip
 def test_wrong_heads_are_refused(tmp_path: Path, head: str, words: str) -> None:
@@ -190,6 +192,8 @@ def test_wrong_heads_are_refused(tmp_path: Path, head: str, words: str) -> None:
     [
         ([], "cannot share it with the embedding"),
         (["model.config.tie_word_embeddings=false", "optim.name=sgd"], "by AdamW, and optim.name"),
+        (["model.config.tie_word_embeddings=false", "optim.options={amsgrad: true}"],
+         "optim.options would not reach"),
         (["model.architecture=phi", "model.config={max_position_embeddings: 32, hidden_size: 16, "
           "num_attention_heads: 2, intermediate_size: 8, num_hidden_layers: 1}"], "has no bias"),
     ],
@@ -202,3 +206,26 @@ def test_rows_that_cannot_be_shared_are_refused(
     )
     with pytest.raises(RecipeError, match=words):
         meta_module(recipe)
+
+
+@pytest.mark.parametrize("highest", [20, 8, 4])
+def test_the_adaptive_loss_is_the_librarys_and_calls_every_cluster(highest: int) -> None:
+    """Also those without a target, whose matrices other ranks may be waiting for."""
+    torch.manual_seed(0)
+    head = AdaptiveHead([5, 12], 2.0)
+    head.bind(torch.zeros(20, 8))
+    called: list[str] = []
+    for name, module in head.named_modules():
+        module.register_forward_hook(lambda *_, name=name: called.append(name))
+    hidden = torch.randn(3, 4, 8, requires_grad=True)
+    targets, weights = torch.randint(highest, (3, 4)), torch.rand(3, 4)
+    found, count = head.loss(hidden, targets, weights)
+    assert sorted(called) == ["softmax.head", *(f"softmax.tail.{n}{part}" for n in (0, 1)
+                                                for part in ("", ".0", ".1"))]  # fmt: skip
+    output, _ = head.softmax(hidden.flatten(0, 1), targets.flatten())
+    expected = -(output * weights.flatten()).sum()
+    torch.testing.assert_close((found, count), (expected, weights.sum()))
+    ours = torch.autograd.grad(found, [hidden, *head.parameters()])
+    theirs = torch.autograd.grad(expected, [hidden, *head.parameters()], allow_unused=True)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, torch.zeros_like(mine) if other is None else other)

@@ -97,3 +97,22 @@ def test_the_plan_tells_what_it_saves(tmp_path: Path, kind: str) -> None:
         for on in ("false", "true")
     )
     assert 0.05 * plain < again < 0.5 * plain
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_an_mlstm_of_one_lane_does_it_too(lanes: int) -> None:
+    """The transpose of one lane is contiguous as it lies, in a buffer that is used again."""
+
+    def gradients(again: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        backbone = build_backbone(SECTIONS["mlstm"], 40, 256, {}).train()
+        if again:
+            backbone.recompute_activations()
+        state = backbone.initial_state(lanes, torch.device("cpu"))
+        ids = torch.arange(lanes * 256).view(lanes, 256) % 40
+        hidden, last = backbone(ids, state, None)
+        (hidden.square().sum() + last.sum()).backward()
+        return [p.grad for p in backbone.parameters() if p.grad is not None]
+
+    for found, expected in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

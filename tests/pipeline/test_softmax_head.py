@@ -183,3 +183,27 @@ def test_the_head_shares_the_matrix_it_is_given() -> None:
     assert head.flops(Clock()) == head.dense_flops() == 2 * VOCABULARY * WIDTH
     with pytest.raises(ValueError, match="output matrix"):
         SoftmaxHead().bind(None)
+
+
+def test_fp16_keeps_the_gradients_of_rare_outputs() -> None:
+    """Before the loss scale comes in they are far below what fp16 can hold."""
+    torch.manual_seed(0)
+    weight = torch.randn(500, 16)
+    weight[1:] *= 0.1
+    hidden = torch.randn(64, 16) * 0.05 + weight[0] * 1.6  # all but one output are very rare
+    targets, weights = torch.zeros(64, dtype=torch.long), torch.ones(64)
+
+    def gradient(dtype: torch.dtype, scale: float) -> torch.Tensor:
+        w = weight.to(torch.float16).to(dtype).requires_grad_()
+        head = SoftmaxHead(16)
+        head.bind(w)
+        h = hidden.to(torch.float16).to(dtype).unsqueeze(0)
+        loss, _ = head(h, targets.unsqueeze(0), weights.unsqueeze(0))
+        (loss * scale).backward()
+        assert w.grad is not None
+        return w.grad.double() / scale
+
+    exact = gradient(torch.float64, 1.0)[1:]
+    found = gradient(torch.float16, 2.0**14)[1:]
+    assert exact.norm(dim=1).median() < 1e-4 and (found != 0).all(dim=1).double().mean() > 0.9
+    assert ((found - exact).norm(dim=1) / exact.norm(dim=1)).median() < 0.05

@@ -69,6 +69,19 @@ def test_the_factored_form_takes_sgd_steps() -> None:
         outputs.write_gradient()
 
 
+def test_a_look_between_gradient_and_step_does_no_harm() -> None:
+    outputs = SparseOutputs(WIDTH, OUTPUTS)
+    optimizer = torch.optim.SGD(outputs.parameters(), lr=0.5)
+    hidden, ids, values = batch()
+    outputs(hidden, ids, values).mean().backward()
+    outputs.write_gradient()
+    with torch.no_grad():
+        outputs(hidden, ids, values)
+    optimizer.step()
+    expected = dense(outputs.weight.detach(), hidden, ids, values)
+    torch.testing.assert_close(outputs(hidden, ids, values), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", [SparseOutputs, FactoredOutputs])
 def test_weights_that_are_loaded_are_those_that_count(kind: type[SparseOutputs]) -> None:
     trained, outputs = kind(WIDTH, OUTPUTS), kind(WIDTH, OUTPUTS)

@@ -156,9 +156,13 @@ def test_metrics_of_choices_that_are_known() -> None:
     assert "accuracy_normalised" not in choice_metrics(same, judged[:1], 1)
     words = [Judgement(np.array([-2.0]), np.array([True])), Judgement(np.array([-4.0]),
              np.array([False]))]  # fmt: skip
-    found = word_metrics(words, 1)
-    assert found["accuracy"] == 0.5
+    found = word_metrics(words, np.array([True, True]), 1)
+    assert found["accuracy"] == 0.5 and found["unknown"] == 0
     assert found["ppl_per_word"] == pytest.approx(np.exp(3))
+    # What stands for a word that the vocabulary lacks is no word that was said.
+    found = word_metrics(words, np.array([False, True]), 1)
+    assert found["accuracy"] == 0 and found["unknown"] == 1
+    assert found["ppl_per_word"] == pytest.approx(np.exp(4))
 
 
 def test_the_stage_and_the_command_find_the_same(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import CONFIG_MAPPING
 
 from data_prep.errors import RecipeError
 from pipeline.heads.build import check_head
@@ -212,10 +213,30 @@ def test_heads_may_be_wider_than_the_model() -> None:
     assert backbone.flops(WINDOW).total == pytest.approx(counted(backbone) - masked_half, rel=0.01)
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox", "gemma2", "opt", "phi"])
+MIXTURE = {**SIZES, "num_key_value_heads": 1, "num_local_experts": 4, "num_experts": 4,
+           "num_experts_per_tok": 2}  # fmt: skip
+
+
+def test_of_a_mixture_the_experts_of_a_token_count() -> None:
+    found = make("mixtral", **MIXTURE)
+    dense = make("llama", **SIZES, num_key_value_heads=1)
+    expert = 3 * 16 * 32  # of the three matrices of a layer
+    router = 16 * 4
+    extra = 2 * 2 * (expert + router)  # a second expert in each of two layers
+    assert found.flops(WINDOW).total == pytest.approx(dense.flops(WINDOW).total + extra)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox", "gemma2", "opt", "phi",
+                                          "mixtral", "qwen2_moe", "olmoe", "gpt_oss"])  # fmt: skip
 def test_layers_may_begin_as_the_identity(architecture: str) -> None:
     """Then the last state depends on the last token and its place alone, until training begins."""
     config = ARCHITECTURES.get(architecture, SIZES)
+    if architecture in ("mixtral", "qwen2_moe", "olmoe", "gpt_oss"):
+        wide = MIXTURE | {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+        kind = CONFIG_MAPPING[architecture]
+        known = {*kind().to_dict(), *kind.attribute_map}
+        config = {key: value for key, value in wide.items() if key in known}
+        config |= {"head_dim": 8} if architecture == "gpt_oss" else {}
     if architecture == "opt":
         config = {k: v for k, v in SIZES.items() if k != "intermediate_size"}
         config |= {"ffn_dim": 32, "word_embed_proj_dim": 16, "dropout": 0.0}

@@ -26,6 +26,7 @@ class CausalLM:
     def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
         self.model = model.to(device).eval()
         self.tokenizer = tokenizer
+        self.unknown_id: int | None = tokenizer.unk_token_id
         self.device = device
         self.recurrent = isinstance(model, MLSTMForCausalLM)
         # Under the scores of another head than softmax lies the architecture itself.

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from pipeline.evaluate.accuracy import accuracy_interval
+from pipeline.evaluate.accuracy import accuracy_interval, word_perplexity
 from pipeline.evaluate.tasks.examples import Example
 from pipeline.evaluate.tasks.scoring import Judgement
 
 _RESAMPLES = 1000
 
 
-def word_metrics(judgements: Sequence[Judgement], seed: int) -> dict[str, Any]:
+def word_metrics(judgements: Sequence[Judgement], known: np.ndarray, seed: int) -> dict[str, Any]:
     """`accuracy` with its `interval`: the share of words of which the likeliest token is right at
-    every one; `ppl_per_word`: the perplexity of the words."""
-    hits = np.array([judgement.greedy[0] for judgement in judgements])
-    nats = -np.mean([judgement.log_prob[0] for judgement in judgements])
-    return accuracy_interval(hits, _RESAMPLES, seed) | {
-        "ppl_per_word": math.exp(min(float(nats), 700.0))
-    }
+    every one; `ppl_per_word`: the perplexity of the words. What stands for words that the
+    vocabulary lacks, which are `unknown`, is never a hit and has no perplexity."""
+    hits = known & np.array([judgement.greedy[0] for judgement in judgements])
+    nats = -np.array([judgement.log_prob[0] for judgement in judgements])
+    words = {"unknown": int(np.sum(~known)), "ppl_per_word": word_perplexity(nats, known)}
+    return accuracy_interval(hits, _RESAMPLES, seed) | words
 
 
 def choice_metrics(

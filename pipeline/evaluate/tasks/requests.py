@@ -80,6 +80,12 @@ def make_requests(
     return [_request(model, [next(rows) for _ in example.options]) for example in examples]
 
 
+def known_words(model: CausalLM, requests: Sequence[Request]) -> np.ndarray:
+    """(requests,) bool: whether the vocabulary has what is judged, in each one's first option."""
+    first = (request.options[0] for request in requests)
+    return np.array([model.unknown_id not in option.ids[-option.judged :] for option in first])
+
+
 def _check(model: CausalLM, options: Sequence[Option], wholes: Sequence[str]) -> None:
     limit = model.position_limit
     for option, text in zip(options, wholes, strict=True):

@@ -11,7 +11,7 @@ from data_prep.manifest import write_manifest
 from pipeline.evaluate.tasks.causal_lm import CausalLM
 from pipeline.evaluate.tasks.examples import read_examples
 from pipeline.evaluate.tasks.metrics import choice_metrics, word_metrics
-from pipeline.evaluate.tasks.requests import draw_shots, make_requests
+from pipeline.evaluate.tasks.requests import draw_shots, known_words, make_requests
 from pipeline.evaluate.tasks.scoring import judge
 from pipeline.recipe.tasks import TaskConfig
 
@@ -30,7 +30,7 @@ def run_task(model: CausalLM, section: TaskConfig, seed: int) -> dict[str, Any]:
     requests = make_requests(model, examples, before)
     judgements, shared = judge(model, requests)
     if section.task == "lambada":
-        found = word_metrics(judgements, seed)
+        found = word_metrics(judgements, known_words(model, requests), seed)
     else:
         found = choice_metrics(examples, judgements, seed)
     return {

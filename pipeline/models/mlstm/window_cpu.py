@@ -157,7 +157,8 @@ def forward(
             torch.add(c[t + 1], c[t + 1], out=tanh_c).sigmoid_().mul_(2.0).sub_(1.0)
             torch.mul(o[t], tanh_c, out=h[t + 1])
         out[:, span] = buffers.h[1:][span].permute(2, 0, 1)
-    return out, c[-1].t().contiguous(), kept
+    # A copy even of a single lane, whose transpose is contiguous as it is: buffers are used again.
+    return out, c[-1].t().clone(memory_format=torch.contiguous_format), kept
 
 
 def backward(
