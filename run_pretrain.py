@@ -16,6 +16,7 @@ import os
 import sys
 
 from data_prep.arguments import DiscreetParser
+from data_prep.console import outlive_console
 from data_prep.errors import run_main
 from data_prep.manifest import write_atomic
 from pipeline.environment import EXIT_CODE_FILE, prepare_environment
@@ -70,6 +71,7 @@ def tell_supervisor(code: int) -> None:
 
 
 if __name__ == "__main__":
+    outlive_console()
     exit_code = run_main(main)
     tell_supervisor(exit_code)
     sys.exit(exit_code)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import DiscreetParser, counted, natural
+from .console import outlive_console
 from .errors import RecipeError, run_main
 
 _EXIT_CODES = """exit codes:
@@ -102,6 +103,7 @@ def _keys() -> str:
 
 
 def _prepare(arguments: Any) -> None:
+    outlive_console()
     from .workers import available_cores, worker_context
 
     if (arguments.workers or available_cores()) != 1:

@@ -63,6 +63,15 @@ def sync_file(path: Path) -> None:
         os.fsync(stream.fileno())
 
 
+def sync_folder(path: Path) -> None:
+    """Have a folder's entries on the disk itself: names that were given in it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def create_new(path: Path, text: str) -> bool:
     """Create a file with its content at once; False when it is there already, whoever made it."""
     # The dot keeps it from those who look for names like that of the file.

@@ -10,6 +10,7 @@ import os
 import sys
 from pathlib import Path
 
+from data_prep.console import outlive_console
 from data_prep.errors import RecipeError, run_main
 from pipeline.arguments import parse
 
@@ -99,6 +100,8 @@ def _with_loaded_recipe(arguments: argparse.Namespace) -> None:
     from pipeline.stages import runner
 
     command = arguments.command
+    if command not in ("plan", "status"):  # what only prints may end with its reader
+        outlive_console()
     if command == "run" and "grid" in read_tree(arguments.recipe):
         from pipeline.stages.study import run_study
 

@@ -25,16 +25,24 @@ def launch_pretrain(recipe: Recipe) -> StageOutput:
     folder = RunFolder(recipe.run_folder)
     folder.root.mkdir(parents=True, exist_ok=True)
     resolved = folder.root / "recipe.yaml"
+    supervisor = Supervisor(_command(resolved, recipe.run.processes), folder,
+                            recipe.run.max_restarts)  # fmt: skip
+    supervisor.refuse_company()  # whose restarts read that file
     write_atomic(resolved, recipe.to_yaml())
-    command = _command(resolved, recipe.run.processes)
-    code = Supervisor(command, folder, recipe.run.max_restarts).run()
+    code = supervisor.run()
     if code == 130:
         raise KeyboardInterrupt
     if code != 0:
+        if not folder.config.exists():  # refused: nothing of it stands in the way of a result
+            resolved.unlink()
         error = _ERRORS.get(code, PipelineError)
         raise error(f"training ended with exit code {code}, see its message above")
-    status = folder.read_json(folder.status)
-    assert status is not None  # a run that ended well wrote it
+    status = folder.read_json(folder.status) or {}
+    if status.get("state") != "finished":
+        raise PipelineError(
+            f"training ended as {status.get('state', 'one that wrote nothing')!r}, expected "
+            "'finished': run the same command to go on"
+        )
     checkpoint = list_checkpoints(folder.checkpoints)[0]
     root = folder.root
     return StageOutput(

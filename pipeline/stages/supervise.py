@@ -35,16 +35,23 @@ class Supervisor:
         self._asked: signal.Signals | None = None
         self._code_file = folder.root / f"exit-code-{os.getpid()}"
 
+    def refuse_company(self) -> None:
+        """RecipeError where another process trains into the folder."""
+        RunLock(self._folder.root).release()
+
     def run(self) -> int:
         """The documented exit code. PipelineError after too many crashes, or two at one step;
         RecipeError where another process trains into the folder."""
-        RunLock(self._folder.root).release()
+        self.refuse_company()
         restarts, failed_at, newest = 0, None, self._newest()
+        began_with = newest
         while True:
-            code = self._run_once()
+            # From where the run itself has come to, whatever it was told to begin with.
+            going_on = self._newest() != began_with
+            code = self._run_once(["run.resume=auto"] if going_on else [])
             if self._asked is signal.SIGINT and code != 0:
                 return 130
-            if code != _CRASHED and not self._rolled_back(code):
+            if code != _CRASHED and (self._asked is not None or not self._rolled_back(code)):
                 return code
             if code == _CRASHED:
                 position = self._folder.read_position()
@@ -81,12 +88,15 @@ class Supervisor:
         why = f"crashed, restart {restarts}" if code == _CRASHED else "rolled back"
         print(f"training {why}: going on from {self._newest() or 'the beginning'}", file=sys.stderr)
 
-    def _run_once(self) -> int:
+    def _run_once(self, overrides: Sequence[str]) -> int:
         self._folder.position.unlink(missing_ok=True)
+        self._code_file.unlink(missing_ok=True)  # of an earlier process of this number
         own = {SUPERVISOR: str(os.getpid()), EXIT_CODE_FILE: str(self._code_file)}
         with _subreaper():
             # A session of its own: the keyboard's signals reach us alone, and we pass them on.
-            child = subprocess.Popen(self._command, env=os.environ | own, start_new_session=True)
+            child = subprocess.Popen(
+                [*self._command, *overrides], env=os.environ | own, start_new_session=True
+            )
             with self._signals_passed_on(child):
                 code = child.wait()
             _kill_leftovers()

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import DataError, PipelineError, RecipeError
-from data_prep.manifest import FileRecord, inside, read_manifest, write_atomic
+from data_prep.manifest import FileRecord, inside, read_manifest, sync_folder, write_atomic
 from pipeline.ranks import agree, from_rank0, gather_objects, rank, world_size
 from pipeline.recipe.checkpoint import CheckpointConfig
 
@@ -116,12 +116,15 @@ def _publish(
     checkpoints, tag = final.parent, final.name
     manifest = {"format": 2, "tag": tag, "files": sorted(records, key=lambda r: r["path"])}
     write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    for part in {folder / Path(record["path"]).parent for record in records} | {folder}:
+        sync_folder(part)
     if final.exists():
         # As many applied steps as an earlier save: that one stays loadable until this one stands.
         _remove(checkpoints / f"{tag}.previous")
         final.rename(checkpoints / f"{tag}.previous")
     folder.rename(final)
     write_atomic(checkpoints / "latest", tag)
+    sync_folder(checkpoints)  # on the disk itself, before what is older goes
     _remove(checkpoints / f"{tag}.previous")
     _prune(final, keep)
 
@@ -229,4 +232,33 @@ def resolve_resume(resume: str, checkpoints: Path) -> Path | None:
     folder = Path(resume)
     if found := problem(folder):
         raise DataError(f"run.resume={resume}: {found}; give the path of a global_stepN folder")
-    return folder
+    return _descendant(folder, checkpoints) or _branched(folder, checkpoints)
+
+
+def _descendant(origin: Path, checkpoints: Path) -> Path | None:
+    """The newest checkpoint of a run that has begun at `origin` before, and goes on."""
+    for folder in list_checkpoints(checkpoints):
+        if problem(folder) is None:
+            began = read_manifest(folder / "trainer.json").get("resumed_from")
+            if began == str(origin.resolve()):
+                return folder
+    return None
+
+
+def _branched(origin: Path, checkpoints: Path) -> Path:
+    """`origin`, after which no other branch of the same run is left: it would be taken for what
+    follows. Later checkpoints move to `superseded/`."""
+    if origin.resolve().parent != checkpoints.resolve():
+        return origin
+    later = [path for path in list_checkpoints(checkpoints) if _step_of(path) > _step_of(origin)]
+    if later:
+        aside = checkpoints.parent / "superseded"
+        number = 1
+        while (target := aside / f"checkpoints-{number}").exists():
+            number += 1
+        target.mkdir(parents=True)
+        for path in later:
+            path.rename(target / path.name)
+        write_atomic(checkpoints / "latest", origin.name)
+        print(f"{len(later)} later checkpoints of another branch are kept in {target}")
+    return origin

@@ -33,6 +33,12 @@ class RunLock:
                 f"{folder} is in use by {_owner(folder / 'lock')}: wait for it, stop it with "
                 f"`touch {folder / 'STOP'}`, or choose another run.name"
             ) from None
+        except OSError as error:
+            raise RecipeError(
+                f"{folder} cannot be locked ({error.strerror}), and two runs must not write there "
+                "at once: mount its file system with locks (Lustre: -o flock), or set another "
+                "run.folder"
+            ) from None
         self._file.truncate(0)
         owner = {"pid": os.getpid(), "host": platform.node(), "since": strftime("%F %T")}
         self._file.write(json.dumps(owner) + "\n")

@@ -12,7 +12,7 @@ from torch import Tensor
 from data_prep.shards import Prepared
 from pipeline.clock import Clock
 from pipeline.protocols import Engine, StepPlugin
-from pipeline.ranks import barrier, from_rank0, gather_objects, rank
+from pipeline.ranks import agree, barrier, from_rank0, gather_objects, rank
 from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder
 from pipeline.train import checkpoint, piece_files, state
@@ -55,6 +55,7 @@ class Saver:
         self._saved_at = 0  # instances, of the save under way
         self._paused_s = 0.0
         self.all_written = False  # on every rank, as they have agreed
+        self._resumed_from: str | None = None  # the checkpoint that `run.resume` has named
 
     @property
     def writing(self) -> bool:
@@ -73,7 +74,7 @@ class Saver:
         taken = run.engine.snapshot(copy=background)
         size = sum(gather_objects(sum(t.nbytes for t in taken.tensors.values())))
         folder = checkpoint.begin(checkpoints, tag, size)
-        state.save_rng(folder / "rng")
+        agree(lambda: state.save_rng(folder / "rng"))
         tensors = {"lanes": run.lanes.gather(), "head": run.module.head.plugin_state()}
         tensors |= {plugin.name: plugin.plugin_state() for plugin in run.plugins}
         from_rank0(lambda: self._write_small(folder, tensors))
@@ -123,6 +124,7 @@ class Saver:
                 "meters": asdict(run.meters),
                 "skip_instances": run.skip,
                 "health": run.health.state(),
+                "resumed_from": self._resumed_from,
                 **run.layout,
                 "tokenizer_fingerprint": run.prepared.tokenizer_fingerprint,
                 "data_fingerprint": run.prepared.fingerprint,
@@ -132,8 +134,11 @@ class Saver:
 
     def restore(self, folder: Path) -> None:
         """Put the run where it was when this checkpoint was saved. Collective."""
-        run, trainer = self._run, state.read_trainer(folder)
-        run.engine.restore(piece_files.SavedPieces.open(folder))
+        run, trainer = self._run, agree(lambda: state.read_trainer(folder))
+        resume = run.recipe.run.resume
+        told = resume not in ("auto", "must")
+        self._resumed_from = str(Path(resume).resolve()) if told else trainer.get("resumed_from")
+        run.engine.restore(agree(lambda: piece_files.SavedPieces.open(folder)))
         run.clock = Clock(**trainer["clock"])
         run.meters = Meters(**trainer["meters"])
         run.skip = sorted({*run.skip, *((first, end) for first, end in trainer["skip_instances"])})

@@ -92,10 +92,11 @@ def start_run(
     """
     accumulation = recipe.accumulation(world_size())
     dtype = run_dtype(recipe)
-    config = engine_config(recipe, world_size(), dtype)  # refused before any memory is taken
+    # Refused before any memory is taken; by all ranks, should one host lack something.
+    config = agree(lambda: engine_config(recipe, world_size(), dtype))
     if config is not None:
-        check_machine(config)
-    check_loggers(recipe.run.loggers)
+        agree(lambda: check_machine(config))
+    agree(lambda: check_loggers(recipe.run.loggers))
     prepared = open_prepared(recipe)
     lock = agree(lambda: RunLock(recipe.run_folder) if rank() == 0 else None)
     resume_from = from_rank0(
@@ -108,7 +109,7 @@ def start_run(
         plugins = [*build_plugins(recipe), *sam_plugins(recipe), *noise_plugins(recipe)]
     for plugin in plugins:
         plugin.setup(module)
-    optimizer = build_optimizer(recipe.optim, module)
+    optimizer = agree(lambda: build_optimizer(recipe.optim, module))
     engine: Engine
     if config is None:
         clip = recipe.optim.gradient_clip_norm
@@ -124,7 +125,7 @@ def start_run(
 def open_prepared(recipe: Recipe) -> Prepared:
     """The prepared data on every rank; rank 0 alone verifies the hashes. Collective."""
     from_rank0(lambda: check_prepared(recipe))
-    return Prepared.open(recipe.data.folder, verify=False)
+    return agree(lambda: Prepared.open(recipe.data.folder, verify=False))
 
 
 def check_prepared(recipe: Recipe) -> Prepared:

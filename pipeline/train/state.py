@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from pydantic_core import to_jsonable_python
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data_prep.errors import RecipeError
-from data_prep.manifest import read_manifest, write_atomic
+from data_prep.manifest import read_manifest, sync_file, write_atomic
 from data_prep.shards import Prepared
 from pipeline.ranks import rank
 from pipeline.recipe import Recipe
@@ -140,8 +144,17 @@ def read_trainer(folder: Path) -> dict[str, Any]:
     return read_manifest(folder / "trainer.json")
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path)
+def save_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write tensors, onto the disk itself. OSError when it is full."""
+    try:
+        save_file({k: tensor.contiguous().cpu() for k, tensor in tensors.items()}, path, metadata)
+    except SafetensorError as error:  # which hides what the system said
+        found = re.search(r"os error (\d+)", str(error))
+        code = int(found[1]) if found else errno.EIO
+        raise OSError(code, os.strerror(code), str(path)) from None
+    sync_file(path)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -160,7 +173,8 @@ def save_rng(folder: Path) -> None:
     if torch.cuda.is_available():
         tensors["cuda"] = torch.cuda.get_rng_state()
     numbers = {"numpy": [kind, position, has_gauss, cached], "python": [version, gauss]}
-    save_file(tensors, folder / f"rank{rank()}.safetensors", {"numbers": json.dumps(numbers)})
+    path = folder / f"rank{rank()}.safetensors"
+    save_tensors(path, tensors, {"numbers": json.dumps(numbers)})
 
 
 def load_rng(folder: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
@@ -73,16 +74,20 @@ class Follower:
                 self.series[name].add(place, value / divisor)
 
 
+_LARGEST = sys.float_info.max  # JSON has integers beyond it
+
+
 def parse(line: bytes) -> Mapping[str, Any]:
     """A line of metrics; empty for anything else."""
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def number(value: Any) -> float | None:
     """A finite number, or None."""
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if good else None
+    if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > _LARGEST:
+        return None
+    return value if math.isfinite(value) else None

@@ -89,7 +89,7 @@ def _planned_steps(run: Run) -> int | None:
 def _steps_in(recipe: bytes) -> int | None:
     try:
         return int(yaml.safe_load(recipe)["run"]["steps"])
-    except (yaml.YAMLError, ValueError, TypeError, KeyError):
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
 
 

@@ -208,3 +208,22 @@ def test_overflows_without_end_stop_the_run_by_one_rule_at_every_stage(
     ((error, message, tried),) = run_ranks(1, rank_overflow, recipe, overrides)
     assert error == "Diverged" and "9 steps in a row" in message
     assert tried == 8  # the ninth never ended
+
+
+def rank_without_data(rank: int, recipe: str) -> str:
+    from data_prep.errors import PipelineError
+    from pipeline.recipe import load_recipe
+    from pipeline.train.start import pretrain
+
+    lost = ["data.folder=/nowhere"] if rank == 1 else []
+    try:
+        pretrain(load_recipe(recipe, lost))
+    except PipelineError as error:
+        return f"{type(error).__name__}: {error}"
+    return "trained"
+
+
+def test_a_host_without_the_data_ends_all_at_once(tmp_path: Path) -> None:
+    """The others would wait for it until the process group gives up."""
+    found = run_ranks(2, rank_without_data, recipe_in(tmp_path))
+    assert len({*found}) == 1 and found[0].startswith("DataError: /nowhere holds no prepared data")

@@ -302,3 +302,41 @@ def test_a_kill_between_the_two_renames_of_a_second_save_loses_nothing(
     save(tmp_path, 4, keep_last=1, text="third")
     assert names(tmp_path) == ["global_step4", "latest"]
     assert "third" in (find_checkpoint(tmp_path) / FILES[0]).read_text()
+
+
+def began_at(folder: Path, origin: Path | None) -> None:
+    """Have a checkpoint say where its run has begun."""
+    content = {"resumed_from": str(origin.resolve()) if origin else None}
+    (folder / "trainer.json").write_text(json.dumps(content))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    files = [entry for entry in manifest["files"] if entry["path"] != "trainer.json"]
+    record = FileRecord.of(folder / "trainer.json", folder).as_json()
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"files": [*files, record]}))
+
+
+def test_a_run_that_has_begun_at_a_path_goes_on_with_its_own(tmp_path: Path) -> None:
+    other, own = tmp_path / "other", tmp_path / "own"
+    for step in (10, 20):
+        save(other, step)
+    origin = other / "global_step10"
+    assert resolve_resume(str(origin), own) == origin
+    save(own, 12)
+    began_at(own / "global_step12", origin)
+    assert resolve_resume(str(origin), own) == own / "global_step12"
+    assert resolve_resume(str(other / "global_step20"), own) == other / "global_step20"
+
+
+def test_going_back_in_a_run_puts_the_other_branch_aside(tmp_path: Path) -> None:
+    own = tmp_path / "checkpoints"
+    for step in (10, 20, 30):
+        save(own, step)
+        began_at(own / f"global_step{step}", None)
+    origin = own / "global_step10"
+    assert resolve_resume(str(origin), own) == origin
+    assert list_checkpoints(own) == [origin] and (own / "latest").read_text() == "global_step10"
+    aside = tmp_path / "superseded/checkpoints-1"
+    assert {path.name for path in aside.iterdir()} == {"global_step20", "global_step30"}
+    save(own, 15)
+    began_at(own / "global_step15", origin)
+    assert resolve_resume(str(origin), own) == own / "global_step15"  # the same command goes on
+    assert resolve_resume("auto", own) == own / "global_step15"

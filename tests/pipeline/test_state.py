@@ -10,10 +10,12 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from data_prep.errors import RecipeError
+from data_prep.errors import RecipeError, disk_trouble
 from data_prep.shards import Prepared
 from pipeline.recipe import Recipe
+from pipeline.train import state
 from pipeline.train.lanes import LaneStates
 from pipeline.train.state import (
     FORMAT,
@@ -200,6 +202,16 @@ def test_a_rank_that_did_not_exist_keeps_its_random_numbers(tmp_path: Path) -> N
     before = torch.get_rng_state()
     assert not load_rng(tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(state, "save_file", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        save_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(2)})
+    assert disk_trouble(caught.value) is not None
 
 
 def test_tensors_come_back_as_they_were(tmp_path: Path) -> None:

@@ -13,9 +13,12 @@ import psutil
 import pytest
 
 from data_prep.errors import PipelineError, RecipeError
+from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder
+from pipeline.stages.launch import launch_pretrain
 from pipeline.stages.supervise import Supervisor
 from pipeline.train.lock import RunLock
+from tests.pipeline.tiny import recipe_tree
 
 # What every script begins with: how many of its kind came before it, and what training leaves.
 BEGIN = """
@@ -154,3 +157,68 @@ os.kill(os.getpid(), 9)
 """
     assert supervisor(tmp_path, script).run() == 4
     assert not psutil.pid_exists(int((tmp_path / "orphan").read_text()))
+
+
+def test_a_restart_goes_on_from_where_the_run_has_come_to(tmp_path: Path) -> None:
+    """Not from where it was told to begin: `never` would refuse, a path would begin again."""
+    script = """
+(folder / f"told{turn}").write_text(" ".join(sys.argv[2:]))
+if turn < 2:
+    position(turn)
+    if turn == 1: checkpoint(5)
+    sys.exit(1)
+"""
+    assert supervisor(tmp_path, script).run() == 0
+    assert [(tmp_path / f"told{n}").read_text() for n in range(3)] == ["", "", "run.resume=auto"]
+
+
+def test_the_code_of_an_earlier_process_is_not_taken_for_this_ones(tmp_path: Path) -> None:
+    """In a container every supervisor has the same number."""
+    (tmp_path / f"exit-code-{os.getpid()}").write_text("0")
+    with pytest.raises(PipelineError, match="crashed"):
+        supervisor(tmp_path, "os.kill(os.getpid(), 9)", max_restarts=0).run()
+
+
+def test_a_request_to_stop_is_heeded_by_a_run_that_rolls_back(tmp_path: Path) -> None:
+    script = """
+(folder / "ready").touch()
+while not (folder / "STOP").exists(): time.sleep(0.01)
+(folder / "status.json").write_text('{"state": "rolled back"}'); leave(75)
+"""
+    sender = send_when_started(tmp_path, signal.SIGTERM)
+    assert supervisor(tmp_path, script).run() == 75
+    sender.join()
+    assert turns(tmp_path) == 1
+
+
+@pytest.mark.parametrize("status", [None, {"state": "crashed", "step": 3}])
+def test_training_that_says_nothing_of_its_end_is_not_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: dict[str, object] | None
+) -> None:
+    recipe = Recipe.model_validate(recipe_tree(tmp_path, "mlstm"))
+    folder = RunFolder(recipe.run_folder)
+    if status is not None:
+        folder.write_json(folder.status, status)
+    monkeypatch.setattr(Supervisor, "run", lambda self: 0)
+    with pytest.raises(PipelineError, match="expected 'finished': run the same command"):
+        launch_pretrain(recipe)
+
+
+def test_a_start_that_is_refused_leaves_the_recipe_of_the_run_that_trains(tmp_path: Path) -> None:
+    recipe = Recipe.model_validate(recipe_tree(tmp_path, "mlstm"))
+    lock = RunLock(recipe.run_folder)
+    (recipe.run_folder / "recipe.yaml").write_text("of the run that trains")
+    with pytest.raises(RecipeError, match="is in use by process"):
+        launch_pretrain(recipe)
+    assert (recipe.run_folder / "recipe.yaml").read_text() == "of the run that trains"
+    lock.release()
+
+
+def test_a_refused_recipe_leaves_nothing_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe.model_validate(recipe_tree(tmp_path, "mlstm"))
+    monkeypatch.setattr(Supervisor, "run", lambda self: 2)
+    with pytest.raises(RecipeError, match="exit code 2"):
+        launch_pretrain(recipe)
+    assert [path.name for path in recipe.run_folder.iterdir()] == ["lock"]

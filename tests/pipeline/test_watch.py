@@ -17,7 +17,7 @@ from pipeline.run_folder import RunFolder
 from pipeline.train.monitor import Monitor
 from pipeline.watch import series
 from pipeline.watch.folders import Run, find_runs, open_file
-from pipeline.watch.follow import Follower
+from pipeline.watch.follow import Follower, number, parse
 from pipeline.watch.overview import overview
 from pipeline.watch.series import Series
 from pipeline.watch.watched import Watched
@@ -177,6 +177,11 @@ def test_lines_of_no_use_are_passed_over(tmp_path: Path) -> None:
     assert follower.read() and losses(follower) == [5.0]
 
 
+def test_numbers_beyond_all_numbers_are_none() -> None:
+    assert number(10**400) is None and number(-(10**400)) is None and number(3) == 3
+    assert parse(b"[" * 100_000) == {}
+
+
 def test_a_file_that_has_gone_leaves_no_curve(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", [1, 2])
     follower = Follower(run)
@@ -222,7 +227,8 @@ def test_slow_lines_are_not_silence(tmp_path: Path) -> None:
     assert overview(run, NOW + 2100)["state"] == "silent"
 
 
-@pytest.mark.parametrize("recipe", ["", "run: 3", "run: {steps: many}", "[", "- run"])
+@pytest.mark.parametrize("recipe", ["", "run: 3", "run: {steps: many}", "[", "- run",
+                                    "run: {steps: .inf}", "[" * 3000])  # fmt: skip
 def test_a_recipe_without_steps_is_a_run_all_the_same(tmp_path: Path, recipe: str) -> None:
     run = write_run(tmp_path / "a", [1, 2])
     (run.root / "config.yaml").write_text(recipe)
