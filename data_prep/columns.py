@@ -43,7 +43,7 @@ def binary(raws: Sequence[bytes]) -> Any:
     """An Arrow array of bytes. DataError when they are 2 GiB together or more."""
     ends = np.cumsum(np.fromiter(map(len, raws), np.int64, len(raws)))
     if len(ends) and ends[-1] >= 2**31:
-        hint = "cut long documents: data.sources.N.piece_characters"
+        hint = "cut the document (kind text: piece_characters)"
         raise DataError(
             f"{ends[-1]:,} bytes of text in one piece, expected less than 2 GiB; {hint}"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import Any
 
@@ -10,6 +11,9 @@ from typing import Any
 def outlive_console() -> None:
     """From now on a console that goes away ends nothing: `| head` that has seen enough, `| tee`
     that Ctrl-C has killed, a terminal that was closed. What is written to it is dropped."""
+    hang_up = getattr(signal, "SIGHUP", None)
+    if hang_up is not None and signal.getsignal(hang_up) is signal.SIG_DFL:
+        signal.signal(hang_up, signal.SIG_IGN)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, _Console):

@@ -107,7 +107,7 @@ def run_tasks(
         done = sum(task.size for task in tasks) - sum(task.size for task in open_tasks)
         numbers = {task.name: number for number, task in enumerate(tasks)}
         mine = [task for task in open_tasks if share.has(numbers[task.name])]
-        others = {task.name: numbers[task.name] for task in open_tasks if task not in mine}
+        others = {t.name: numbers[t.name] for t in open_tasks if not share.has(numbers[t.name])}
         with Bar(title, sum(task.size for task in tasks), done) as bar:
             _work_off(phase, mine, work, crew, bar)
             _await_others(phase, title, others, at_work)

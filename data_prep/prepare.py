@@ -158,7 +158,7 @@ def _build(plan: Plan, folder: Path) -> dict[str, Any] | None:
         tokenizer = _make_tokenizer(plan, partial(_sample, plan, parts, read))
         # A sample that met duplicates only says nothing; a byte a token makes shards enough.
         bytes_per_token = tokenizer["report"]["bytes_per_token"] or 1.0
-        shards = _encode(plan, read, bytes_per_token / max(kept, 1e-9))
+        shards = _encode(plan, read, bytes_per_token, max(kept, 1e-9))
     return _finish(plan, folder, read, shards, tokenizer, started)
 
 
@@ -240,20 +240,20 @@ def _make_tokenizer(plan: Plan, sample_of: Callable[[float], Iterable[str]]) -> 
 
 
 def _encode(
-    plan: Plan, read: Sequence[dict[str, Any]], bytes_per_token: float
+    plan: Plan, read: Sequence[dict[str, Any]], bytes_per_token: float, kept: float
 ) -> list[dict[str, Any]]:
-    """Shards of about `data.shard_tokens`, when a token stands for so many bytes of the spool."""
+    """Shards of about `data.shard_tokens`, of the share of the spool that is `kept`."""
     data, origins = plan.data, _origins(plan, read)
     sizes = [origin.text_bytes for origin in origins]
     ranks = [origin.first_rank for origin in origins]
     shard_bytes = data.shard_tokens * bytes_per_token
-    if min(shard_bytes, sum(map(sum, sizes))) > _SHARD_BYTES:
+    if min(shard_bytes, sum(map(sum, sizes)) * kept) > _SHARD_BYTES:
         most = int(_SHARD_BYTES / bytes_per_token)
         found = f"{shard_bytes / 1e9:.1f} GB of text, and a process holds a shard in memory"
         raise RecipeError(
             f"data.shard_tokens={data.shard_tokens:,} is about {found}; expected {most:,} at most"
         )
-    shards = plan_shards(data, sizes, ranks, shard_bytes)
+    shards = plan_shards(data, sizes, ranks, shard_bytes / kept)
     duplicates = plan.work("duplicates")
     run = uuid.uuid4().hex
     jobs = [EncodeJob(run, data, plan.scratch, duplicates, origins, *shard) for shard in shards]

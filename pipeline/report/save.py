@@ -16,8 +16,8 @@ def save(document: Document, page: Path, text: Path) -> list[Path]:
     pictures = page.with_suffix("")
     try:
         pictures.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise RecipeError(f"{pictures.parent}: a file is in the way, expected a folder") from None
+    except (FileExistsError, NotADirectoryError) as error:
+        raise RecipeError(f"{error.filename}: a file is in the way, expected a folder") from None
     written = [page, text]
     for picture in document.pictures():
         written.append(pictures / f"{picture.name}.png")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from data_prep.errors import RecipeError
-from pipeline.ranks import from_rank0
+from pipeline.ranks import from_rank0, gather_objects
 from pipeline.seeds import generator_for
 from pipeline.sparsity.choose import choose
 from pipeline.sparsity.design import Design
@@ -62,10 +62,11 @@ class Executors:
         return {} if self._choices is None else {"executors": self._choices}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take what `state` gave."""
+        """Take what `state` gave, to be chosen anew where a rank cannot follow it. Collective."""
         self._choices, self._stale = tensors.get("executors"), True
         wanted = self._design.section.executor
-        self._fit = self._choices is None or wanted != "auto" or self._can_execute(self._choices)
+        fit = self._choices is None or wanted != "auto" or self._can_execute(self._choices)
+        self._fit = all(gather_objects(fit))
 
     def _can_execute(self, choices: Tensor) -> bool:
         """Whether choices, made perhaps on another device or in another precision, can be followed

@@ -45,7 +45,8 @@ class MixedSparsity(StepPlugin):
         self._window, self._tokens = window, tokens
         warm = section.grown_moments == "auto" and beta2 > 0.97
         self._moments_from_gradient = warm or section.grown_moments == "gradient"
-        self.phase = 0  # whose density the masks have
+        self._phase = 0  # whose density the masks have
+        self._scheduled = 0  # by the clock; masks follow with the next update
         self._last_update = 0  # iteration
         self._churn = 0.0
         self._proof = _Proof()
@@ -65,12 +66,18 @@ class MixedSparsity(StepPlugin):
             with torch.no_grad():
                 matrix.parameter.mul_(matrix.full_mask(matrix.parameter.device))
 
+    @property
+    def phase(self) -> int:  # type: ignore[override]
+        """Of the clock and of the masks, in one number: the loss may jump where either changes."""
+        return self._scheduled * len(self.plan.phases) + self._phase
+
     def before_iteration(self, engine: Engine, clock: Clock) -> None:
         phase = self._current(clock)
+        self._scheduled = self.plan.lookup(clock.applied, self.steps)[0]
         if self._attention is not None:
             self._attention.pattern = self.design.pattern if phase.sparse_attention else None
         self._scoring = self._is_due(clock)
-        self._executors.arrange(self.phase, self._scoring)
+        self._executors.arrange(self._phase, self._scoring)
         # What this iteration counts is settled before the masks change in it.
         self._counted = ([m.active for m in self.matrices], phase.sparse_attention, self._scoring)
 
@@ -109,7 +116,7 @@ class MixedSparsity(StepPlugin):
             f"mask.{matrix.name}": torch.from_numpy(np.packbits(matrix.mask.numpy()))
             for matrix in self.matrices
         }
-        position = torch.tensor([self.phase, self._last_update])
+        position = torch.tensor([self._phase, self._last_update])
         return {"position": position, **self._executors.state(), **masks}
 
     def load_plugin_state(self, tensors: dict[str, Tensor]) -> None:
@@ -118,7 +125,7 @@ class MixedSparsity(StepPlugin):
                 "the checkpoint holds no masks, and the recipe's sparsity section asks for them: "
                 "set sparsity.kind=dense, or choose another run.name to start a new run"
             )
-        self.phase, self._last_update = map(int, tensors["position"])
+        self._phase, self._last_update = map(int, tensors["position"])
         for matrix in self.matrices:
             bits = np.unpackbits(tensors[f"mask.{matrix.name}"].numpy(), count=matrix.mask.numel())
             matrix.set_mask(torch.from_numpy(bits.astype(bool)).view(matrix.shape))
@@ -141,7 +148,7 @@ class MixedSparsity(StepPlugin):
     def _is_due(self, clock: Clock) -> bool:
         """At once when the density changes; every so many iterations while connections move."""
         phase = self._current(clock)
-        if phase.density != self.plan.phases[self.phase].density:
+        if phase.density != self.plan.phases[self._phase].density:
             return True
         moves = phase.drop_fraction > 0 and phase.density < 1
         every = self.section.update_every
@@ -149,9 +156,9 @@ class MixedSparsity(StepPlugin):
 
     def _update(self, engine: Engine, clock: Clock) -> None:
         """New masks from reduced gradients: every rank comes to the same."""
-        self.phase = self.plan.lookup(clock.applied, self.steps)[0]
+        self._phase = self.plan.lookup(clock.applied, self.steps)[0]
         self._last_update = clock.iteration
-        units = self.design.active_units(self.plan.phases[self.phase].density)
+        units = self.design.active_units(self.plan.phases[self._phase].density)
         changed = 0
         for matrix, active in zip(self.matrices, units, strict=True):
             weight = engine.get_parameter(matrix.parameter)

@@ -25,16 +25,20 @@ def launch_pretrain(recipe: Recipe) -> StageOutput:
     folder = RunFolder(recipe.run_folder)
     folder.root.mkdir(parents=True, exist_ok=True)
     resolved = folder.root / "recipe.yaml"
-    supervisor = Supervisor(_command(resolved, recipe.run.processes), folder,
-                            recipe.run.max_restarts)  # fmt: skip
+    command = _command(resolved, recipe.run.processes)
+    # To a run that has been started again, `never` would be a refusal.
+    once_saved = ["run.resume=auto"] if recipe.run.resume == "never" else []
+    supervisor = Supervisor(command, folder, recipe.run.max_restarts, once_saved)
     supervisor.refuse_company()  # whose restarts read that file
     write_atomic(resolved, recipe.to_yaml())
-    code = supervisor.run()
+    try:
+        code = supervisor.run()
+    finally:
+        if not folder.config.exists():  # it never began: nothing stands in the way of a result
+            resolved.unlink()
     if code == 130:
         raise KeyboardInterrupt
     if code != 0:
-        if not folder.config.exists():  # refused: nothing of it stands in the way of a result
-            resolved.unlink()
         error = _ERRORS.get(code, PipelineError)
         raise error(f"training ended with exit code {code}, see its message above")
     status = folder.read_json(folder.status) or {}

@@ -65,9 +65,10 @@ def run_stage(stage: Stage, recipe: Recipe, *, verify: bool = False) -> None:
     began = perf_counter()
     try:
         output = stage.work(recipe)
-    except PipelineError:
+    except (PipelineError, KeyboardInterrupt):
         if aside is not None and os.environ.get("RANK", "0") == "0":
-            put_back(aside, stage.manifest(recipe))
+            if not put_back(aside, stage.manifest(recipe)):
+                print(f"{stage.name:<9} what stood before is kept in {aside}")
         raise
     _once(lambda: _end(stage, recipe, inputs, output, perf_counter() - began))
 
@@ -179,18 +180,19 @@ def move_aside(stage: Stage, recipe: Recipe) -> Path | None:
     return target
 
 
-def put_back(aside: Path, manifest: Path) -> None:
+def put_back(aside: Path, manifest: Path) -> bool:
     """Undo `move_aside` where the stage was refused before it wrote anything: a wrong key must not
-    cost the result that stands."""
+    cost the result that stands. False where something has been written."""
     names = read_manifest(aside / manifest.name).get("belongs", [])
     places = {aside / Path(name).name: manifest.parent / name for name in names}
     moved = {path: place for path, place in places.items() if path.exists()}
     if any(place.exists() for place in moved.values()):
-        return
+        return False
     for path, place in moved.items():
         os.rename(path, place)
     os.rename(aside / manifest.name, manifest)
     aside.rmdir()
+    return True
 
 
 def _is_ours(path: Path, manifest: Path, recipe: Recipe) -> bool:

@@ -30,8 +30,16 @@ _CRASHED = 1
 class Supervisor:
     """Runs `command`, which trains into `folder`, until it ends for a reason of its own."""
 
-    def __init__(self, command: Sequence[str], folder: RunFolder, max_restarts: int) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        folder: RunFolder,
+        max_restarts: int,
+        once_saved: Sequence[str] = (),
+    ) -> None:
+        """`once_saved` are arguments of restarts after which there is something to go on from."""
         self._command, self._folder, self._max_restarts = command, folder, max_restarts
+        self._once_saved = once_saved
         self._asked: signal.Signals | None = None
         self._code_file = folder.root / f"exit-code-{os.getpid()}"
 
@@ -46,9 +54,7 @@ class Supervisor:
         restarts, failed_at, newest = 0, None, self._newest()
         began_with = newest
         while True:
-            # From where the run itself has come to, whatever it was told to begin with.
-            going_on = self._newest() != began_with
-            code = self._run_once(["run.resume=auto"] if going_on else [])
+            code = self._run_once(self._once_saved if self._newest() != began_with else ())
             if self._asked is signal.SIGINT and code != 0:
                 return 130
             if code != _CRASHED and (self._asked is not None or not self._rolled_back(code)):
@@ -88,14 +94,14 @@ class Supervisor:
         why = f"crashed, restart {restarts}" if code == _CRASHED else "rolled back"
         print(f"training {why}: going on from {self._newest() or 'the beginning'}", file=sys.stderr)
 
-    def _run_once(self, overrides: Sequence[str]) -> int:
+    def _run_once(self, arguments: Sequence[str]) -> int:
         self._folder.position.unlink(missing_ok=True)
         self._code_file.unlink(missing_ok=True)  # of an earlier process of this number
         own = {SUPERVISOR: str(os.getpid()), EXIT_CODE_FILE: str(self._code_file)}
         with _subreaper():
             # A session of its own: the keyboard's signals reach us alone, and we pass them on.
             child = subprocess.Popen(
-                [*self._command, *overrides], env=os.environ | own, start_new_session=True
+                [*self._command, *arguments], env=os.environ | own, start_new_session=True
             )
             with self._signals_passed_on(child):
                 code = child.wait()

@@ -17,6 +17,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -230,35 +231,37 @@ def resolve_resume(resume: str, checkpoints: Path) -> Path | None:
     if resume == "must":
         return find_checkpoint(checkpoints)
     folder = Path(resume)
+    if own := _descendant(folder, checkpoints):
+        return own
     if found := problem(folder):
         raise DataError(f"run.resume={resume}: {found}; give the path of a global_stepN folder")
-    return _descendant(folder, checkpoints) or _branched(folder, checkpoints)
+    return folder
 
 
 def _descendant(origin: Path, checkpoints: Path) -> Path | None:
-    """The newest checkpoint of a run that has begun at `origin` before, and goes on."""
+    """The newest checkpoint of a run that has begun at `origin` before, and goes on; the origin may
+    be gone by now."""
     for folder in list_checkpoints(checkpoints):
-        if problem(folder) is None:
-            began = read_manifest(folder / "trainer.json").get("resumed_from")
-            if began == str(origin.resolve()):
-                return folder
+        path = folder / "trainer.json"
+        began = read_manifest(path).get("resumed_from") if path.is_file() else None
+        if began == str(origin.resolve()) and problem(folder) is None:
+            return folder
     return None
 
 
-def _branched(origin: Path, checkpoints: Path) -> Path:
-    """`origin`, after which no other branch of the same run is left: it would be taken for what
-    follows. Later checkpoints move to `superseded/`."""
+def branch_off(origin: Path, checkpoints: Path) -> Path | None:
+    """Where a run that goes on from `origin` among its own `checkpoints` has put the later ones,
+    which would be taken for what follows; None where there are none."""
     if origin.resolve().parent != checkpoints.resolve():
-        return origin
+        return None
     later = [path for path in list_checkpoints(checkpoints) if _step_of(path) > _step_of(origin)]
-    if later:
-        aside = checkpoints.parent / "superseded"
-        number = 1
-        while (target := aside / f"checkpoints-{number}").exists():
-            number += 1
-        target.mkdir(parents=True)
-        for path in later:
-            path.rename(target / path.name)
-        write_atomic(checkpoints / "latest", origin.name)
-        print(f"{len(later)} later checkpoints of another branch are kept in {target}")
-    return origin
+    if not later:
+        return None
+    aside = checkpoints.parent / "superseded"
+    numbers = (aside / f"checkpoints-{number}" for number in count(1))
+    target = next(path for path in numbers if not path.exists())
+    target.mkdir(parents=True)
+    for path in later:
+        path.rename(target / path.name)
+    write_atomic(checkpoints / "latest", origin.name)
+    return target

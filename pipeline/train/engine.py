@@ -85,15 +85,15 @@ def _check_optimizer_keys(config: dict[str, Any], where: Path) -> None:
     accumulated = config.get("data_types", {}).get("grad_accum_dtype")
     offload = (zero.get("offload_optimizer") or {}).get("device")
     wrong = {
-        "data_types.grad_accum_dtype with bf16 at ZeRO 0 and 1: set engine.zero_stage=2":
-            bf16["enabled"] and accumulated not in (None, "bf16") and zero["stage"] < 2,
+        "data_types.grad_accum_dtype with bf16 below ZeRO 2":
+            bf16["enabled"] and accumulated not in (None, "bf16", "bfloat16") and zero["stage"] < 2,
         "bf16.bf16_master_weights_and_grads without offload_optimizer":
             bf16.get("bf16_master_weights_and_grads") and offload != "cpu",
         "zero_optimization.zenflow": zero.get("zenflow"),
     }  # fmt: skip
     for keys, found in wrong.items():
         if found:
-            raise RecipeError(f"{where}: {keys}: its weights could not be saved, or remove the key")
+            raise RecipeError(f"{where}: {keys}: such weights could not be saved; remove the key")
 
 
 def check_machine(config: dict[str, Any]) -> None:

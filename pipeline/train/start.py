@@ -33,7 +33,7 @@ from pipeline.recipe.deepspeed import derive_deepspeed, resolve_dtype, template_
 from pipeline.run_folder import RunFolder
 from pipeline.sparsity.build import build_plugins
 from pipeline.train import state
-from pipeline.train.checkpoint import resolve_resume
+from pipeline.train.checkpoint import branch_off, resolve_resume
 from pipeline.train.ddp_engine import DDPEngine
 from pipeline.train.engine import (
     DeepSpeedEngine,
@@ -119,6 +119,11 @@ def start_run(
     from_rank0(lambda: _describe(recipe, config, engine.device))
     run = TrainingRun(recipe, prepared, module, engine, list(plugins), dtype, resume_from, lock)
     _announce(run, accumulation, resume_from)
+    if resume_from is not None and recipe.run.resume not in ("auto", "must"):
+        # Not before everything has been found in order.
+        aside = from_rank0(lambda: branch_off(resume_from, run.folder.checkpoints))
+        if aside is not None:
+            run.monitor.say(f"later checkpoints, of another branch, are kept in {aside}")
     return run
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,19 @@ for number in range(20_000):
     print("error", number, file=sys.stderr)
 open("done", "w").write("all of it")
 """
+
+
+def test_a_terminal_that_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ["PYTHONPATH"] = str(ROOT)
+        os.execv(sys.executable, [sys.executable, "-c", f"import time\n{WORK}".replace(
+            "    print(", "    time.sleep(0.0001); print(", 1)])  # fmt: skip
+    os.read(terminal, 100)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert Path("done").read_text() == "all of it"
 
 
 @pytest.mark.parametrize("both", [True, False])

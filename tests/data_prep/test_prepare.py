@@ -205,6 +205,15 @@ def test_a_shard_too_large_for_memory_is_refused(
     prepare("recipe.yaml", ["data.shard_tokens=1000"])
 
 
+def test_duplicates_take_no_room_in_a_shard(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = Path("corpus.jsonl").read_text()
+    Path("corpus.jsonl").write_text(text * 10)
+    size = sum(len(t) for t in sample_texts())
+    monkeypatch.setattr(stage, "_SHARD_BYTES", 2 * size)
+    manifest = prepare("recipe.yaml", ["data.shard_tokens=1000000"])
+    assert len(manifest["splits"]["train"]["shards"]) == 1
+
+
 @pytest.mark.parametrize("twins", [[], ["data.duplicates.near=true"]])
 def test_more_files_than_a_process_may_open(recipe: Path, twins: list[str]) -> None:
     Path("corpus.jsonl").unlink()

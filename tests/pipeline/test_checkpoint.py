@@ -17,6 +17,7 @@ from pipeline.train import checkpoint
 from pipeline.train.checkpoint import (
     Saving,
     begin,
+    branch_off,
     find_checkpoint,
     list_checkpoints,
     problem,
@@ -333,10 +334,14 @@ def test_going_back_in_a_run_puts_the_other_branch_aside(tmp_path: Path) -> None
         began_at(own / f"global_step{step}", None)
     origin = own / "global_step10"
     assert resolve_resume(str(origin), own) == origin
-    assert list_checkpoints(own) == [origin] and (own / "latest").read_text() == "global_step10"
+    assert len(list_checkpoints(own)) == 3  # to ask moves nothing
     aside = tmp_path / "superseded/checkpoints-1"
+    assert branch_off(origin, own) == aside
+    assert list_checkpoints(own) == [origin] and (own / "latest").read_text() == "global_step10"
     assert {path.name for path in aside.iterdir()} == {"global_step20", "global_step30"}
     save(own, 15)
     began_at(own / "global_step15", origin)
+    assert branch_off(own / "global_step15", own) is None
+    shutil.rmtree(origin)  # too old to be kept
     assert resolve_resume(str(origin), own) == own / "global_step15"  # the same command goes on
     assert resolve_resume("auto", own) == own / "global_step15"

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -32,9 +33,11 @@ def leave(code): pathlib.Path(os.environ["PIPELINE_EXIT_CODE_FILE"]).write_text(
 """
 
 
-def supervisor(folder: Path, script: str, max_restarts: int = 2) -> Supervisor:
+def supervisor(
+    folder: Path, script: str, max_restarts: int = 2, once_saved: Sequence[str] = ()
+) -> Supervisor:
     command = [sys.executable, "-c", BEGIN + script, str(folder)]
-    return Supervisor(command, RunFolder(folder), max_restarts)
+    return Supervisor(command, RunFolder(folder), max_restarts, once_saved)
 
 
 def turns(folder: Path) -> int:
@@ -159,8 +162,8 @@ os.kill(os.getpid(), 9)
     assert not psutil.pid_exists(int((tmp_path / "orphan").read_text()))
 
 
-def test_a_restart_goes_on_from_where_the_run_has_come_to(tmp_path: Path) -> None:
-    """Not from where it was told to begin: `never` would refuse, a path would begin again."""
+def test_a_restart_may_be_told_something_else_once_there_is_a_checkpoint(tmp_path: Path) -> None:
+    """To begin with nothing, `run.resume=never`, would then be a refusal."""
     script = """
 (folder / f"told{turn}").write_text(" ".join(sys.argv[2:]))
 if turn < 2:
@@ -168,7 +171,7 @@ if turn < 2:
     if turn == 1: checkpoint(5)
     sys.exit(1)
 """
-    assert supervisor(tmp_path, script).run() == 0
+    assert supervisor(tmp_path, script, once_saved=["run.resume=auto"]).run() == 0
     assert [(tmp_path / f"told{n}").read_text() for n in range(3)] == ["", "", "run.resume=auto"]
 
 
