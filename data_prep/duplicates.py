@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .manifest import write_array
+from .manifest import put_in_place, sync_file, write_array
 from .minhash import bands_for, jaccard
 from .progress import METER
 from .recipe.data import DuplicatesConfig
@@ -80,27 +80,48 @@ def find_duplicates(job: DuplicateJob) -> dict[str, Any]:
     return {"dropped": len(dropped)}
 
 
-def merge_dropped(folder: Path, kind: str) -> dict[str, Any]:
-    """The lists of a kind as one, `KIND.npy`: part and row in one number, ascending and distinct.
+def merge_dropped(folder: Path, kind: str, parts: int) -> dict[str, Any]:
+    """The lists of a kind as one, `KIND.rows`: part and row in one number, ascending and distinct.
     Returns how many rows. There may be thousands of lists; every later task reads this one."""
-    lists = [np.load(path, allow_pickle=False) for path in sorted(folder.glob(f"{kind}-*.npy"))]
-    rows = np.concatenate([np.empty(0, _PLACE), *lists])
-    merged = np.unique(rows["part"].astype(np.uint64) << _ROW_BITS | rows["row"])
-    write_array(folder / f"{kind}.npy", merged)
-    return {"dropped": len(merged)}
+    paths = sorted(folder.glob(f"{kind}-*.npy"))
+    size = sum(len(_dropped(path)) for path in paths)
+    blocks = max(1, -(-size // _ROWS_PER_TASK))  # of parts, so that memory holds a block
+    edges = [parts * number // blocks for number in range(blocks + 1)]
+    merged, target = 0, folder / f"{kind}.rows"
+    beside = target.with_name(target.name + ".tmp")
+    with open(beside, "wb", buffering=0) as stream:
+        for low, high in zip(edges, edges[1:], strict=False):
+            found = [np.empty(0, np.uint64), *(_numbers(path, low, high) for path in paths)]
+            rows = np.unique(np.concatenate(found))
+            stream.write(rows.tobytes())
+            merged += len(rows)
+    sync_file(beside)
+    put_in_place(beside, target)
+    return {"dropped": merged}
+
+
+def _numbers(path: Path, low: int, high: int) -> np.ndarray:
+    """What one list drops of the parts from `low` to before `high`."""
+    rows = _dropped(path)
+    first, last = np.searchsorted(rows["part"], [low, high])
+    found = rows[first:last]
+    return found["part"].astype(np.uint64) << _ROW_BITS | found["row"]
+
+
+def _dropped(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
 
 
 class Dropped:
     """The rows of a kind dropped in each part, as `merge_dropped` wrote them; none before."""
 
     def __init__(self, folder: Path, kind: str) -> None:
-        path = folder / f"{kind}.npy"
-        self._rows = np.load(path, mmap_mode="r", allow_pickle=False) if path.exists() else None
+        path = folder / f"{kind}.rows"
+        filled = path.exists() and path.stat().st_size > 0
+        self._rows = np.memmap(path, np.uint64, "r") if filled else np.empty(0, np.uint64)
 
     def rows(self, part: int, span: slice = slice(0, None)) -> np.ndarray:
         """(rows,) of a part, within a span of its rows: ascending and distinct."""
-        if self._rows is None:
-            return np.empty(0, np.int64)
         begin = part << int(_ROW_BITS)
         stop = (part + 1) << int(_ROW_BITS) if span.stop is None else begin + span.stop
         edges = np.array([begin + span.start, stop], np.uint64)

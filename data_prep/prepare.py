@@ -208,7 +208,9 @@ def _find_twins(plan: Plan, parts: Sequence[Path], documents: int) -> float:
     for kind, plan_kind in (("exact", plan_exact), ("near", plan_near)):
         if jobs := plan_kind(config, folder, parts, documents):
             _run(plan, f"{kind} duplicates", "duplicates", jobs, find_duplicates, share)
-            merged = _once(plan, f"{kind}-dropped", partial(merge_dropped, folder, kind))
+            merged = _once(
+                plan, f"{kind}-dropped", partial(merge_dropped, folder, kind, len(parts))
+            )
             dropped += merged["dropped"]
     return 1.0 - dropped / max(1, documents)
 
