@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .manifest import put_in_place, sync_file, write_array
+from .manifest import put_in_place, sync, write_array
 from .minhash import bands_for, jaccard
 from .progress import METER
 from .recipe.data import DuplicatesConfig
@@ -95,7 +95,7 @@ def merge_dropped(folder: Path, kind: str, parts: int) -> dict[str, Any]:
             rows = np.unique(np.concatenate(found))
             stream.write(rows.tobytes())
             merged += len(rows)
-    sync_file(beside)
+    sync(beside)
     put_in_place(beside, target)
     return {"dropped": merged}
 

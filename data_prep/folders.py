@@ -13,13 +13,12 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from .claims import Claim, TaskFolder, beating
 from .errors import DataError, RecipeError
-from .manifest import create_new, read_manifest, sync_file
+from .manifest import create_new, free_path, read_manifest, sync
 from .pool import ALL, Share
 
 PLAN = "plan.json"
@@ -61,7 +60,7 @@ def open_scratch(scratch: Path, plan: dict[str, Any], me: Claim) -> None:
     path = scratch / PLAN
     while True:
         if create_new(path, json.dumps(plan, ensure_ascii=False)):
-            sync_file(path)
+            sync(path)
             return
         if (found := _read_plan(path)) == plan:
             return
@@ -84,18 +83,19 @@ def presence(scratch: Path, share: Share = ALL) -> Iterator[Claim]:
 
 def company(scratch: Path, me: Claim | None = None) -> str | None:
     """A living run in the scratch folder other than this one, as words."""
-    runs = TaskFolder(scratch / WORK / "runs")
-    names = {path.name.partition(".")[0] for path in runs.folder.glob("run-*")}
-    names -= {me.name} if me else set()
-    owners = (runs.owner(name) for name in names)
-    return next((owner for owner in owners if owner), None)
+    return next((o for name, o in _living(scratch).items() if me is None or name != me.name), None)
 
 
 def shares_at_work(scratch: Path) -> list[Share]:
     """Of every living run in the scratch folder, this one included, the tasks that are its own."""
+    return [Share(*map(int, name.split("-")[1:3])) for name in _living(scratch)]
+
+
+def _living(scratch: Path) -> dict[str, str]:
+    """The runs that live in the scratch folder, by name, with their owners as words."""
     runs = TaskFolder(scratch / WORK / "runs")
     names = {path.name.partition(".")[0] for path in runs.folder.glob("run-*")}
-    return [Share(*map(int, name.split("-")[1:3])) for name in names if runs.owner(name)]
+    return {name: owner for name in names if (owner := runs.owner(name)) is not None}
 
 
 def leave(scratch: Path) -> None:
@@ -108,7 +108,8 @@ def put_in_place(scratch: Path, folder: Path) -> Path | None:
     """Rename `scratch` to `folder`; an earlier result moves to the FOLDER.superseded-N returned."""
     for left in scratch.glob("*.tmp"):  # of a process that was killed while it wrote
         left.unlink()
-    aside = _free_name(folder) if _occupied(folder) else None
+    beside = folder.with_name(f"{folder.name}.superseded")
+    aside = free_path(beside) if _occupied(folder) else None
     if aside:
         os.replace(folder, aside)
     os.replace(scratch, folder)
@@ -158,11 +159,6 @@ def _clear(scratch: Path, keep_read: bool, direct: bool) -> None:
             path.unlink()
     # Last: while it stands, whoever comes knows that there is something to clear.
     (scratch / PLAN).unlink()
-
-
-def _free_name(folder: Path) -> Path:
-    names = (folder.with_name(f"{folder.name}.superseded-{number}") for number in count(1))
-    return next(name for name in names if not name.exists())
 
 
 def _occupied(folder: Path) -> bool:

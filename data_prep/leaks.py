@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .columns import slices
 from .grams import Hashes, Offsets, cumulated, grams_of, ranges, words
-from .manifest import put_in_place, sync_file
+from .manifest import put_in_place, sync
 
 _BLOCK = 1000  # examples hashed at a time, which bounds the memory of building
 _BYTES_AT_ONCE = 2**22  # of documents: what their words take is many times as large
@@ -154,7 +154,7 @@ class LeakIndex:
                 offsets=self._offsets,
                 examples=self._examples,
             )
-        sync_file(beside)
+        sync(beside)
         put_in_place(beside, path)
 
     @classmethod

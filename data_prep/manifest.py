@@ -15,6 +15,7 @@ import os
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +54,19 @@ def write_array(path: Path, array: np.ndarray) -> None:
     np.save(content, array)
     beside = path.with_name(path.name + ".tmp")
     beside.write_bytes(content.getbuffer())
-    sync_file(beside)
+    sync(beside)
     put_in_place(beside, path)
 
 
-def sync_file(path: Path) -> None:
-    """Have a file on the disk itself, not only in the memory of the system."""
-    with open(path, "rb") as stream:
-        os.fsync(stream.fileno())
+def free_path(stem: Path) -> Path:
+    """STEM-N with the smallest N, from 1, that is not there yet."""
+    names = (stem.with_name(f"{stem.name}-{number}") for number in count(1))
+    return next(path for path in names if not path.exists())
 
 
-def sync_folder(path: Path) -> None:
-    """Have a folder's entries on the disk itself: names that were given in it."""
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk itself, not only in the memory of the
+    system."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

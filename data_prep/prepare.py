@@ -52,7 +52,7 @@ from .manifest import (
     FileRecord,
     read_manifest,
     stage_manifest,
-    sync_file,
+    sync,
     versions,
     write_manifest,
 )
@@ -232,7 +232,7 @@ def _make_tokenizer(plan: Plan, sample_of: Callable[[float], Iterable[str]]) -> 
         tokenizer = train_tokenizer(config, sample)
         tokenizer.save(folder := plan.scratch / "tokenizer")
         for path in folder.iterdir():
-            sync_file(path)
+            sync(path)
         report = round_trip_report(tokenizer, sample[:_REPORTED_TEXTS])
         size = sum(len(text.encode()) for text in sample)
         seconds = round(time.monotonic() - began, 3)

@@ -12,7 +12,7 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 
 from .columns import numbers, strings
-from .manifest import FileRecord, put_in_place, sync_file
+from .manifest import FileRecord, put_in_place, sync
 from .shards import ShardWriter
 from .tokenizers import Tokenizer
 
@@ -47,7 +47,7 @@ def write_index(table: Any, path: Path) -> FileRecord:
     parquet.write_table(
         table, beside, compression="zstd", use_dictionary=repeated, column_encoding=encoding
     )
-    sync_file(beside)
+    sync(beside)
     put_in_place(beside, path)
     return FileRecord.of(path, path.parent)
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as arrow
 
 from .columns import numbers, vector
-from .manifest import put_in_place, sync_file
+from .manifest import put_in_place, sync
 
 _NUMBERS = {"split": np.uint8, "rank": np.uint64, "key0": np.uint64, "key1": np.uint64,
             "record": np.uint64}  # fmt: skip
@@ -56,7 +56,7 @@ def write_part(path: Path, documents: Documents) -> None:
     with arrow.OSFile(str(beside), "wb") as stream:
         with arrow.ipc.new_file(stream, batch.schema) as writer:
             writer.write_batch(batch)
-    sync_file(beside)
+    sync(beside)
     put_in_place(beside, path)
 
 

@@ -14,6 +14,7 @@ import yaml
 from data_prep.errors import PipelineError, RecipeError
 from data_prep.manifest import (
     FileRecord,
+    free_path,
     read_manifest,
     stage_is_current,
     stage_manifest,
@@ -164,11 +165,7 @@ def move_aside(stage: Stage, recipe: Recipe) -> Path | None:
     manifest = stage.manifest(recipe)
     if not manifest.is_file():
         return None
-    folder = RunFolder(recipe.run_folder).root / "superseded"
-    number = 1
-    while (folder / f"{stage.name}-{number}").exists():
-        number += 1
-    target = folder / f"{stage.name}-{number}"
+    target = free_path(RunFolder(recipe.run_folder).root / "superseded" / stage.name)
     target.mkdir(parents=True)
     for name in read_manifest(manifest).get("belongs", []):
         path = manifest.parent / name

@@ -17,12 +17,11 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from data_prep.errors import DataError, PipelineError, RecipeError
-from data_prep.manifest import FileRecord, inside, read_manifest, sync_folder, write_atomic
+from data_prep.manifest import FileRecord, free_path, inside, read_manifest, sync, write_atomic
 from pipeline.ranks import agree, from_rank0, gather_objects, rank, world_size
 from pipeline.recipe.checkpoint import CheckpointConfig
 
@@ -118,14 +117,14 @@ def _publish(
     manifest = {"format": 2, "tag": tag, "files": sorted(records, key=lambda r: r["path"])}
     write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     for part in {folder / Path(record["path"]).parent for record in records} | {folder}:
-        sync_folder(part)
+        sync(part)
     if final.exists():
         # As many applied steps as an earlier save: that one stays loadable until this one stands.
         _remove(checkpoints / f"{tag}.previous")
         final.rename(checkpoints / f"{tag}.previous")
     folder.rename(final)
     write_atomic(checkpoints / "latest", tag)
-    sync_folder(checkpoints)  # on the disk itself, before what is older goes
+    sync(checkpoints)  # on the disk itself, before what is older goes
     _remove(checkpoints / f"{tag}.previous")
     _prune(final, keep)
 
@@ -257,9 +256,7 @@ def branch_off(origin: Path, checkpoints: Path) -> Path | None:
     later = [path for path in list_checkpoints(checkpoints) if _step_of(path) > _step_of(origin)]
     if not later:
         return None
-    aside = checkpoints.parent / "superseded"
-    numbers = (aside / f"checkpoints-{number}" for number in count(1))
-    target = next(path for path in numbers if not path.exists())
+    target = free_path(checkpoints.parent / "superseded" / "checkpoints")
     target.mkdir(parents=True)
     for path in later:
         path.rename(target / path.name)

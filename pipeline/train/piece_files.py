@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data_prep.errors import DataError
-from data_prep.manifest import FileRecord, sync_file
+from data_prep.manifest import FileRecord, sync
 from pipeline.train.pieces import WEIGHT, Piece
 
 OF_A_RANK = "rank"  # rankN/NAME: what belongs to one rank and no other
@@ -52,7 +52,7 @@ def write(taken: Snapshot, folder: Path, rank: int) -> list[FileRecord]:
     """`state/rankN.safetensors` in the checkpoint being made; its record, hashed from the disk."""
     path = folder / "state" / f"rank{rank}.safetensors"
     save_file(taken.tensors, path, {"about": json.dumps(taken.about)})
-    sync_file(path)
+    sync(path)
     return [FileRecord.of(path, relative_to=folder, fast=True)]
 
 

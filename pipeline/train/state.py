@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data_prep.errors import RecipeError
-from data_prep.manifest import read_manifest, sync_file, write_atomic
+from data_prep.manifest import read_manifest, sync, write_atomic
 from data_prep.shards import Prepared
 from pipeline.ranks import rank
 from pipeline.recipe import Recipe
@@ -154,7 +154,7 @@ def save_tensors(
         found = re.search(r"os error (\d+)", str(error))
         code = int(found[1]) if found else errno.EIO
         raise OSError(code, os.strerror(code), str(path)) from None
-    sync_file(path)
+    sync(path)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
